@@ -1,0 +1,333 @@
+"""The one builder: an engine's deltas in, the response's events out.
+
+Events are plain dicts in the wire's own shape. The builder numbers them, opens and
+closes items and parts in the canonical order, and gives every item an id of ours. What
+it has built so far it reads from the fold, so the two cannot disagree.
+
+Source: Streaming reference, "Event order" and the field table of its events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final
+
+from openline.protocol.deltas import (
+    CallDelta,
+    CallStarted,
+    Delta,
+    Ended,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    UpstreamEvent,
+    Usage,
+)
+from openline.protocol.errors import ProtocolError
+from openline.protocol.fold import Event, Fold, OutputItem, Part
+from openline.protocol.states import TERMINAL_EVENTS, IllegalTransition
+
+NewId = Callable[[str], str]
+
+# The prefixes are convention; clients do not read them, people do.
+_PREFIXES: Final = {
+    "message": "msg",
+    "reasoning": "rs",
+    "function_call": "fc",
+    "custom_tool_call": "ctc",
+    "compaction": "cmp",
+    "web_search_call": "ws",
+    "mcp_call": "mcp",
+}
+# The delta event of a content part, by the part's type, and the event that closes its text.
+_PART_EVENTS: Final = {
+    "output_text": ("response.output_text.delta", "response.output_text.done"),
+    "refusal": ("response.refusal.delta", "response.refusal.done"),
+    "reasoning_text": ("response.reasoning_text.delta", "response.reasoning_text.done"),
+}
+# The same for calls: delta, done, and the key that carries the whole text.
+_CALL_EVENTS: Final = {
+    "function_call": ("response.function_call_arguments.delta", "response.function_call_arguments.done", "arguments"),
+    "custom_tool_call": ("response.custom_tool_call_input.delta", "response.custom_tool_call_input.done", "input"),
+}
+_PART_OF_EVENT: Final = {event: part for part, events in _PART_EVENTS.items() for event in events}
+# What an upstream's terminal response may not decide: whose response it is, and what was asked.
+_OURS: Final = frozenset(
+    {"id", "created_at", "completed_at", "model", "status", "output", "error", "instructions", "tools", "metadata"}
+    | {"previous_response_id", "store", "background", "prompt_cache_key", "conversation", "incomplete_details"}
+)
+
+
+class Builder:
+    """Builds one response's events.
+
+    Call `open` once, `apply` for every delta, then `final` or `failed`, and `announce`.
+
+    Args:
+        response: the opening response object, status `in_progress`, `output` empty.
+        new_id: makes an unguessable id with a prefix.
+    """
+
+    def __init__(self, response: Event, new_id: NewId) -> None:
+        self.fold = Fold()
+        self.ended: Ended | None = None
+        self.usage: Usage | None = None
+        self._response = response
+        self._new_id = new_id
+        self._upstream: Event = {}  # what an upstream's terminal response said
+        self._index_of: dict[Any, int] = {}  # an upstream's output_index → ours
+        self._events: list[Event] = []
+
+    def __repr__(self) -> str:
+        return f"<Builder {self._response.get('id')} {self.fold!r}>"
+
+    def open(self) -> list[Event]:
+        """`response.created` and `response.in_progress`."""
+        self._emit("response.created", response=self._response)
+        self._emit("response.in_progress", response=self._response)
+        return self._take()
+
+    def apply(self, deltas: Iterable[Delta]) -> list[Event]:
+        """The events that these deltas make.
+
+        Raises:
+            IllegalTransition: an upstream's own event cannot stand here.
+        """
+        for delta in deltas:
+            match delta:
+                case TextDelta():
+                    self._part_delta("message", "output_text", delta.text, delta.logprobs)
+                case ReasoningDelta():
+                    self._part_delta("reasoning", "reasoning_text", delta.text)
+                case CallDelta():
+                    self._call_delta(delta.text)
+                case CallStarted():
+                    self._close_last("completed")
+                    self._add_item(_call_item(delta))
+                case RefusalDelta():
+                    self._part_delta("message", "refusal", delta.text)
+                case UpstreamEvent():
+                    self._from_upstream(delta.event)
+                case Usage():
+                    self.usage = delta
+                case Ended():
+                    self.ended = delta
+        return self._take()
+
+    def finish(self, now: int) -> list[Event]:
+        """`final` and `announce` in one, where nothing has to be kept between them."""
+        return self.announce(self.final(now))
+
+    def fail(self, error: ProtocolError) -> list[Event]:
+        """`failed` and `announce` in one."""
+        return self.announce(self.failed(error))
+
+    def final(self, now: int) -> Event:
+        """Close what is open; the response as `ended` says, not announced yet, so that it can be kept first.
+
+        Args:
+            now: Unix time in seconds.
+        """
+        reason = self.ended.reason if self.ended else None
+        self._close_all("completed" if reason is None else "incomplete")
+        if reason is None:
+            return self._ending("completed", completed_at=now)
+        return self._ending("incomplete", incomplete_details={"reason": reason})
+
+    def failed(self, error: ProtocolError) -> Event:
+        """Close what is open as incomplete; the response as it failed, not announced yet."""
+        self._close_all("incomplete")
+        return self._ending("failed", error=error.failure())
+
+    def announce(self, response: Event) -> list[Event]:
+        """The closing events, and the terminal event with this final response."""
+        self._emit(f"response.{response['status']}", response=response)
+        return self._take()
+
+    def _ending(self, status: str, **changes: object) -> Event:
+        known = {key: value for key, value in self._upstream.items() if key not in _OURS and value is not None}
+        response = {**self._response, **known, **changes, "status": status, "output": self.fold.output()}
+        if self.usage is not None:
+            response["usage"] = self.usage.wire()
+        return response
+
+    # Every event passes here: numbered, folded, kept for the caller.
+
+    def _emit(self, event_type: str, /, **fields: object) -> None:
+        event: Event = {"type": event_type, "sequence_number": self.fold.sequence_number + 1, **fields}
+        self.fold.apply(event)
+        self._events.append(event)
+
+    def _take(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    # Items and parts of our own making.
+
+    def _part_delta(
+        self, item_type: str, part_type: str, text: str, logprobs: list[dict[str, Any]] | None = None
+    ) -> None:
+        item = self.fold.items[-1] if self.fold.items else None
+        if item is None or item.closed or item.type != item_type:
+            self._close_last("completed")
+            item = self._add_item(_empty_item(item_type))
+        if not item.content or item.content[-1].closed or item.content[-1].type != part_type:
+            self._close_parts(item)
+            self._add_part(item, part_type)
+        event: Event = {
+            "type": _PART_EVENTS[part_type][0],
+            "sequence_number": self.fold.sequence_number + 1,
+            "item_id": item.id,
+            "output_index": item.index,
+            "content_index": len(item.content) - 1,
+            "delta": text,
+        }
+        if part_type == "output_text":
+            event["logprobs"] = logprobs or []
+        self.fold.apply(event)
+        self._events.append(event)
+
+    def _call_delta(self, text: str) -> None:
+        item = self.fold.items[-1] if self.fold.items else None
+        if item is None or item.type not in _CALL_EVENTS:
+            raise IllegalTransition("A piece of a call came, and no call is open.")
+        self._emit(_CALL_EVENTS[item.type][0], item_id=item.id, output_index=item.index, delta=text)
+
+    def _add_item(self, item: Event) -> OutputItem:
+        item_type: str = item.get("type", "item")
+        item = {**item, "id": self._new_id(_PREFIXES.get(item_type, item_type.split("_", 1)[0]))}
+        self._emit("response.output_item.added", output_index=len(self.fold.items), item=item)
+        return self.fold.items[-1]
+
+    def _add_part(self, item: OutputItem, part_type: str) -> None:
+        part: Event = {"type": part_type, "refusal" if part_type == "refusal" else "text": ""}
+        if part_type == "output_text":
+            part["annotations"] = []
+        self._emit(
+            "response.content_part.added",
+            item_id=item.id,
+            output_index=item.index,
+            content_index=len(item.content),
+            part=part,
+        )
+
+    def _close_last(self, status: str) -> None:
+        if self.fold.items and not self.fold.items[-1].closed:
+            self._close_item(self.fold.items[-1], status)
+
+    def _close_all(self, status: str) -> None:
+        for item in self.fold.items:
+            if not item.closed:
+                self._close_item(item, status)
+
+    def _close_item(self, item: OutputItem, status: str) -> None:
+        self._close_parts(item)
+        for index, part in enumerate(item.summary):
+            if not part.closed:
+                self._close_summary(item, index, part, status)
+        if item.type in _CALL_EVENTS and not item.text_done:
+            _, done, key = _CALL_EVENTS[item.type]
+            name = {"name": item.name} if item.type == "function_call" else {}
+            self._emit(done, item_id=item.id, output_index=item.index, **name, **{key: item.text})
+        closed = item.snapshot()
+        if "status" in closed:
+            closed["status"] = status
+        self._emit("response.output_item.done", output_index=item.index, item=closed)
+
+    def _close_parts(self, item: OutputItem) -> None:
+        for index, part in enumerate(item.content):
+            if part.closed:
+                continue
+            where: dict[str, Any] = {"item_id": item.id, "output_index": item.index, "content_index": index}
+            done = _PART_EVENTS.get(part.type)
+            if done and not part.text_done:
+                text_key = "refusal" if part.type == "refusal" else "text"
+                extra: dict[str, Any] = {"logprobs": part.logprobs} if part.type == "output_text" else {}
+                self._emit(done[1], **where, **{text_key: part.text}, **extra)
+            self._emit("response.content_part.done", **where, part=part.snapshot())
+
+    def _close_summary(self, item: OutputItem, index: int, part: Part, status: str) -> None:
+        where: dict[str, Any] = {"item_id": item.id, "output_index": item.index, "summary_index": index}
+        if not part.text_done:
+            self._emit("response.reasoning_summary_text.done", **where, text=part.text)
+        cut: Event = {"status": status} if status == "incomplete" else {}
+        self._emit("response.reasoning_summary_part.done", **where, part=part.snapshot(), **cut)
+
+    # Events of an upstream that speaks Responses: its words, our ids and numbers.
+
+    def _from_upstream(self, event: Event) -> None:
+        try:
+            self._upstream_event(event)
+        except (KeyError, TypeError, AttributeError) as error:
+            msg = f"An upstream's '{event.get('type')}' lacks a field or has one of a wrong type: {error!r}."
+            raise IllegalTransition(msg) from error
+
+    def _upstream_event(self, event: Event) -> None:
+        event_type: str = event.get("type", "")
+        if event_type in {"response.failed", "error"}:
+            # Else a failed turn would end as completed.
+            msg = f"'{event_type}' of an upstream is for its engine to raise as a ProtocolError."
+            raise IllegalTransition(msg)
+        if event_type in TERMINAL_EVENTS:
+            self._upstream_terminal(event)
+        elif event_type in {"response.created", "response.queued", "response.in_progress"}:
+            return  # ours have been sent, or will be
+        elif event_type == "response.output_item.added":
+            self._index_of[event.get("output_index")] = len(self.fold.items)
+            self._add_item(event["item"])
+        else:
+            self._upstream_item_event(event, event_type)
+
+    def _upstream_item_event(self, event: Event, event_type: str) -> None:
+        rest = {key: value for key, value in event.items() if key not in {"type", "sequence_number", "stream_id"}}
+        if "output_index" not in event:
+            self._emit(event_type, **rest)
+            return
+        index = self._index_of.get(event["output_index"])
+        if index is None:
+            # A whole item without its `added`: some servers skip it for calls that come at once.
+            if event_type != "response.output_item.done":
+                return
+            index = self._index_of[event["output_index"]] = len(self.fold.items)
+            self._add_item({**event["item"], "status": "in_progress"})
+        item = self.fold.items[index]
+        rest["output_index"] = index
+        if "item_id" in rest:
+            rest["item_id"] = item.id
+        if "item" in rest:
+            rest["item"] = {**event["item"], "id": item.id}
+        part_type = _PART_OF_EVENT.get(event_type)
+        if part_type is not None and event.get("content_index") == len(item.content):
+            self._add_part(item, part_type)  # clients' accumulators want it before any text
+        self._emit(event_type, **rest)
+
+    def _upstream_terminal(self, event: Event) -> None:
+        response: Event = {**event["response"]}
+        details: Event = response.get("incomplete_details") or {}
+        reason = details.get("reason") or "max_output_tokens"
+        self.ended = Ended(reason if event["type"] == "response.incomplete" else None)
+        if response.get("usage") is not None:
+            response["usage"] = _complete_usage(response["usage"])
+        self._upstream = response
+
+
+def _complete_usage(usage: Event) -> Event:
+    """An upstream's usage with every key that clients' types require; what it counts beside them stays."""
+    complete: Event = {**Usage().wire(), **usage}
+    for details in ("input_tokens_details", "output_tokens_details"):
+        complete[details] = {**Usage().wire()[details], **(usage.get(details) or {})}
+    return complete
+
+
+def _empty_item(item_type: str) -> Event:
+    if item_type == "reasoning":
+        return {"type": "reasoning", "status": "in_progress", "summary": [], "content": []}
+    return {"type": "message", "status": "in_progress", "role": "assistant", "content": []}
+
+
+def _call_item(call: CallStarted) -> Event:
+    item: Event = {"type": call.type, "status": "in_progress", "call_id": call.call_id, "name": call.name}
+    if call.namespace is not None:
+        item["namespace"] = call.namespace
+    item["input" if call.type == "custom_tool_call" else "arguments"] = ""
+    return item

@@ -1,0 +1,156 @@
+"""One WebSocket connection's side of the protocol, without the socket.
+
+Text in, turns that may start out. Lanes are FIFOs named by `stream_id`; the default
+lane has no name. It is all sync: the shell moves the text, starts the turns, and says
+when they have ended.
+
+Source: WebSocket mode guide, "stream_id", "Limits", "Error frame".
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+import msgspec
+
+from openline.protocol.errors import ProtocolError
+from openline.protocol.events import Processed, Refused, SocketCreate, read_client_event
+from openline.protocol.states import LaneEvent, LaneState, next_lane_state
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What one connection may have at once; the guide's own numbers are the defaults.
+
+    Source: WebSocket mode guide, "Limits" (16 responses, 32 named streams); the queue's
+    bound is ours, four turns for each that may run.
+    """
+
+    lanes_named_max: int = 32
+    responses_active_max: int = 16
+    creates_queued_max: int = 64
+
+
+class Start(msgspec.Struct, frozen=True):
+    """A create that may start, and the message it came in, for engines that pass on what we do not read."""
+
+    create: SocketCreate
+    body: str | bytes
+
+
+class _Lane:
+    __slots__ = ("queue", "state")
+
+    def __init__(self) -> None:
+        self.state = LaneState.IDLE
+        self.queue: deque[Start | Refused] = deque()
+
+    def take(self, event: LaneEvent) -> None:
+        self.state = next_lane_state(self.state, event)
+
+
+class Connection:
+    """The lanes of one connection.
+
+    Args:
+        limits: bounds on lanes, running turns and waiting creates.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+        self._lanes: dict[str | None, _Lane] = {None: _Lane()}
+        self._waiting: deque[str | None] = deque()  # lanes whose head may start, longest wait first
+        self._active = 0
+        self._queued = 0
+
+    def __repr__(self) -> str:
+        return f"<Connection lanes={len(self._lanes)} active={self._active} queued={self._queued}>"
+
+    def receive(self, message: str | bytes) -> None:
+        """Take one message from the peer.
+
+        A `response.create` joins the lane its `stream_id` names. Call `next_turn`
+        afterwards, until it returns None, to learn what may start.
+
+        Args:
+            message: a JSON object in UTF-8; its size has been checked by the transport.
+
+        Raises:
+            ProtocolError: the message is refused at once; answer with its frame.
+
+        Source: WebSocket mode guide, "stream_id".
+        """
+        try:
+            event = read_client_event(message)
+        except Refused as refused:
+            self._enqueue(refused.stream_id, refused)
+            return
+        if not isinstance(event, Processed):
+            self._enqueue(event.stream_id, Start(event, message))
+
+    def next_turn(self) -> Start | Refused | None:
+        """The next create that may start, or the next refusal that has reached its lane's head.
+
+        A create that is returned counts as running until `end_turn`. A refusal is done
+        with once it is returned: write its error, and call again.
+        """
+        full = self._active >= self._limits.responses_active_max
+        for place, stream_id in enumerate(self._waiting):
+            lane = self._lanes[stream_id]
+            head = lane.queue[0]
+            if full and isinstance(head, Start):
+                continue  # it keeps its place; only a refusal may pass it
+            del self._waiting[place]
+            self._queued -= 1
+            lane.queue.popleft()
+            if isinstance(head, Start):
+                lane.take(LaneEvent.STARTED)
+                self._active += 1
+            else:
+                lane.take(LaneEvent.REFUSED if lane.queue else LaneEvent.REFUSED_LAST)
+                self._wait(stream_id, lane)
+            return head
+        return None
+
+    def end_turn(self, stream_id: str | None) -> None:
+        """The running turn of this lane has had its terminal event, or its error, written."""
+        lane = self._lanes[stream_id]
+        lane.take(LaneEvent.ENDED if lane.queue else LaneEvent.ENDED_LAST)
+        self._active -= 1
+        self._wait(stream_id, lane)
+
+    def _wait(self, stream_id: str | None, lane: _Lane) -> None:
+        if lane.state is LaneState.WAITING:
+            self._waiting.append(stream_id)
+
+    def _enqueue(self, stream_id: str | None, entry: Start | Refused) -> None:
+        lane = self._lanes.get(stream_id) or self._new_lane(stream_id)
+        if self._queued >= self._limits.creates_queued_max:
+            message = f"{self._queued} creates wait on this connection already: expected at most that many."
+            raise ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"}, stream_id=stream_id)
+        was_idle = lane.state is LaneState.IDLE
+        lane.take(LaneEvent.QUEUED)
+        lane.queue.append(entry)
+        self._queued += 1
+        if was_idle:
+            self._waiting.append(stream_id)
+
+    def _new_lane(self, stream_id: str | None) -> _Lane:
+        # Names are never released, as the guide says; the default lane is not counted.
+        if len(self._lanes) > self._limits.lanes_named_max:
+            message = (
+                f"This connection has used its {self._limits.lanes_named_max} stream ids: open another connection."
+            )
+            raise ProtocolError("websocket_stream_limit_reached", message, param="stream_id", stream_id=stream_id)
+        lane = self._lanes[stream_id] = _Lane()
+        return lane
+
+
+def frame(event: bytes, stream_id: str | None) -> str:
+    """An encoded event as the text of one WebSocket message, with its lane's name spliced in.
+
+    Events are encoded once, without `stream_id`, for every reader; a lane's name is made
+    of characters that need no escape.
+    """
+    if stream_id is None:
+        return event.decode()
+    return f'{{"stream_id":"{stream_id}",{event[1:].decode()}'

@@ -1,0 +1,277 @@
+"""What a client sends, as border structs: checked once, here, and trusted afterwards.
+
+Only fields that we act on or echo are typed. Items, tools and other objects stay raw.
+Unknown top-level fields are tolerated (Codex sends `client_metadata`).
+
+Source: Responses API reference, "Create a response"; WebSocket mode guide, "response.create".
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+from msgspec import Meta, Raw
+
+from openline.protocol.errors import ProtocolError
+from openline.protocol.items import Item, read_item, wrong_type
+
+
+class StreamOptions(msgspec.Struct, frozen=True):
+    """`stream_options`; obfuscation padding is never added, so the field has no effect beyond its check."""
+
+    include_obfuscation: bool | None = None
+
+
+class PromptCacheOptions(msgspec.Struct, frozen=True):
+    """The one member of `prompt_cache_options` that we act on."""
+
+    prewarm: bool | None = None
+
+
+# Responses API reference, "metadata": up to 16 pairs.
+Metadata = Annotated[
+    dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
+    Meta(max_length=16),
+]
+
+
+class Create(msgspec.Struct, frozen=True, kw_only=True):
+    """The body of a create, the same over WebSocket and HTTP. `None` is what was left out or null.
+
+    Source: Responses API reference, "Create a response", table of body fields.
+    """
+
+    model: str | None = None
+    input: str | list[Raw] | None = None
+    instructions: str | None = None
+    previous_response_id: str | None = None
+    conversation: object = None
+    prompt: object = None
+    background: bool | None = None
+    store: bool | None = None
+    generate: bool | None = None
+    stream_options: StreamOptions | None = None
+    tools: list[Raw] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    max_tool_calls: int | None = None
+    max_output_tokens: Annotated[int, Meta(ge=1)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    text: dict[str, Any] | None = None
+    reasoning: dict[str, Any] | None = None
+    include: list[str] | None = None
+    truncation: Literal["auto", "disabled"] | None = None
+    metadata: Metadata | None = None
+    multi_agent: dict[str, Any] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: PromptCacheOptions | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    user: str | None = None
+
+    @property
+    def generates(self) -> bool:
+        """False for a warm-up: prepare the context, produce nothing.
+
+        Source: WebSocket mode guide, "Warm-up"; `prompt_cache_options.prewarm` asks for the same.
+        """
+        options = self.prompt_cache_options
+        return self.generate is not False and not (options is not None and options.prewarm is True)
+
+    @property
+    def stores(self) -> bool:
+        """Whether the response is to be kept in the store; OpenAI's default is true."""
+        return self.store is not False
+
+
+class HttpCreate(Create, frozen=True, kw_only=True):
+    """The body of `POST /v1/responses`."""
+
+    stream: bool | None = None
+
+
+# WebSocket mode guide, "stream_id".
+StreamId = Annotated[str, Meta(min_length=1, max_length=256, pattern=r"^[A-Za-z0-9_.-]+\Z")]
+
+
+class SocketCreate(Create, frozen=True, kw_only=True, tag_field="type", tag="response.create"):
+    """The event `response.create`: the body's fields at top level, and the lane.
+
+    `stream` has no meaning on a socket, but Codex and the Agents SDKs send it.
+    """
+
+    stream_id: StreamId | None = None
+    stream: object = None
+
+
+class Processed(msgspec.Struct, frozen=True, tag_field="type", tag="response.processed"):
+    """Codex's acknowledgement of a response; accepted, and answered by nothing."""
+
+
+ClientEvent = SocketCreate | Processed
+
+
+_NULL: Final = Raw(b"null")
+
+
+class _Head(msgspec.Struct):
+    """What the order of checks looks at, each undecoded so that one does not hide another."""
+
+    type: Raw = _NULL
+    stream_id: Raw = _NULL
+    previous_response_id: Raw = _NULL
+
+
+_client_event = msgspec.json.Decoder(ClientEvent)
+_http_create = msgspec.json.Decoder(HttpCreate)
+_head = msgspec.json.Decoder(_Head)
+_string = msgspec.json.Decoder(str | None)
+_stream_id = msgspec.json.Decoder(StreamId | None)
+
+# Fields that ask for what this server does not do. None of them is lost silently.
+_REFUSED: Final = {
+    "conversation": "conversations are not supported; chain with 'previous_response_id'",
+    "prompt": "prompt templates are not supported; send 'instructions' and 'input'",
+}
+
+
+class Refused(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """A create that is refused although its lane is known: the error waits for the lane's head.
+
+    Attributes:
+        error: what the client is told.
+        stream_id: the lane; None is the default lane.
+        previous_response_id: the parent it named, when that could be read.
+    """
+
+    def __init__(self, error: ProtocolError, stream_id: str | None, previous_response_id: str | None) -> None:
+        super().__init__(error.message)
+        self.error = error
+        self.stream_id = stream_id
+        self.previous_response_id = previous_response_id
+
+
+def read_client_event(message: str | bytes) -> ClientEvent:
+    """One message from a WebSocket client.
+
+    Checked in the order that clients rely on: JSON, then `type`, then `stream_id`,
+    then the rest. The usual message is decoded once; only a refused one is read again
+    to find out which of these it was.
+
+    Raises:
+        ProtocolError: refused at once, since no lane can be told.
+        Refused: refused in its lane.
+
+    Source: WebSocket mode guide, "stream_id", order of checks.
+    """
+    try:
+        _check_utf8(message)
+        event = _client_event.decode(message)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _why_refused(message, error) from None
+    if isinstance(event, SocketCreate):
+        error = _not_supported(event, on_socket=True)
+        if error is not None:
+            raise Refused(error, event.stream_id, event.previous_response_id)
+    return event
+
+
+def read_http_create(body: bytes) -> HttpCreate:
+    """The body of `POST /v1/responses`.
+
+    Raises:
+        ProtocolError: it is not JSON, or a field is of a wrong type or not supported.
+    """
+    try:
+        _check_utf8(body)
+        create = _http_create.decode(body)
+    except msgspec.ValidationError as error:
+        raise wrong_type(error) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _not_json(error) from None
+    refusal = _not_supported(create, on_socket=False)
+    if refusal is not None:
+        raise refusal
+    return create
+
+
+def read_input(create: Create) -> list[Item]:
+    """The create's own input items; a plain string is one user message.
+
+    Raises:
+        ProtocolError: an item cannot be read.
+    """
+    if create.input is None:
+        return []
+    if isinstance(create.input, str):
+        message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": create.input}]}
+        return [Item(msgspec.json.encode(message), "message")]
+    return [read_item(raw, f"input[{index}]") for index, raw in enumerate(create.input)]
+
+
+def _not_supported(create: Create, *, on_socket: bool) -> ProtocolError | None:
+    for field, reason in _REFUSED.items():
+        if getattr(create, field) is not None:
+            return ProtocolError("unsupported_parameter", f"'{field}' cannot be used: {reason}.", param=field)
+    if create.background:
+        where = "over WebSocket" if on_socket else "by this server"
+        return ProtocolError("unsupported_parameter", f"'background' is not supported {where}.", param="background")
+    if create.multi_agent is not None and create.multi_agent.get("enabled"):
+        return ProtocolError("unsupported_parameter", "'multi_agent' is not supported.", param="multi_agent")
+    return None
+
+
+def _check_utf8(message: str | bytes) -> None:
+    """The decoder looks into the strings it reads, not into those that stay raw and travel on."""
+    if isinstance(message, bytes):
+        message.decode()
+
+
+def _not_json(error: Exception) -> ProtocolError:
+    if isinstance(error, RecursionError):
+        return ProtocolError("invalid_json", "The message is nested too deeply to be read.")
+    if isinstance(error, UnicodeError):
+        return ProtocolError("invalid_json", "The message is not valid UTF-8.")
+    return ProtocolError("invalid_json", f"The message is not valid JSON: {error}.")
+
+
+def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refused:
+    """Which check the message failed, in the order of the checks."""
+    if isinstance(error, UnicodeError):
+        return _not_json(error)
+    try:
+        head = _head.decode(message)
+    except msgspec.ValidationError:
+        return ProtocolError("invalid_json", "The message is not a JSON object.")
+    except (msgspec.DecodeError, RecursionError) as not_json:
+        return _not_json(not_json)
+    event_type = _string_in(head.type)
+    if event_type != "response.create":
+        return _unknown_type(event_type, head.type)
+    try:
+        lane = _stream_id.decode(head.stream_id)
+    except msgspec.ValidationError:
+        expected = "1 to 256 characters out of A-Z, a-z, 0-9, '_', '.' and '-'"
+        return ProtocolError("invalid_stream_id", f"'stream_id' is not valid: expected {expected}.", param="stream_id")
+    return Refused(wrong_type(error), lane, _string_in(head.previous_response_id))
+
+
+def _string_in(raw: Raw) -> str | None:
+    try:
+        return _string.decode(raw)
+    except msgspec.ValidationError:
+        return None
+
+
+def _unknown_type(event_type: str | None, raw: Raw) -> ProtocolError:
+    if bytes(raw) == b"null":
+        return ProtocolError(
+            "missing_required_parameter", "'type' is missing: expected 'response.create'.", param="type"
+        )
+    shown = "not a string" if event_type is None else f"'{event_type[:64]}'"
+    return ProtocolError("unknown_event_type", f"'type' is {shown}: expected 'response.create'.", param="type")
