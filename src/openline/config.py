@@ -1,0 +1,200 @@
+"""Settings: frozen structs, filled from TOML, then the environment, then flags.
+
+Every bound has its unit in its name and stands next to the reason for its number.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta
+
+Seconds = Annotated[float, Meta(gt=0)]
+Count = Annotated[int, Meta(ge=1)]
+EngineKind = Literal["chat", "responses", "scripted"]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the field and what was expected."""
+
+
+class ServerSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[server]`: where and how it listens."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8484
+    websocket: bool = True
+    deflate: bool = False
+    allowed_origins: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+
+
+class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[limits]`: every bound of a running server."""
+
+    message_bytes_max: Count = 64 * 1024 * 1024  # OpenAI's Codex backend refuses at 16 MiB; images need room
+    lanes_named_max: Count = 32  # WebSocket mode guide
+    responses_active_max: Count = 16  # WebSocket mode guide
+    creates_queued_max: Count = 64
+    connections_per_owner_max: Count = 20_000
+    ping_seconds: Seconds = 20.0
+    pong_seconds_max: Seconds = 60.0
+    send_buffer_bytes_max: Count = 2 * 1024 * 1024
+    created_wait_seconds_max: Seconds = 0.25  # Agents SDKs take a silent start for a lost frame
+
+
+class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[store]`: where responses with `store: true` are kept; empty is one file in the user's data directory."""
+
+    url: str = ""
+
+
+class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[upstreams]]`: one model server.
+
+    Attributes:
+        kind: which engine speaks to it.
+        url: its API's root, ending in `/v1`; for `scripted`, a transcript's path or empty.
+        name: its name in logs and errors; the host and port if left empty.
+        api_key_env: the environment variable that holds its key.
+        ca_file: a CA bundle to trust instead of the system's.
+        models: patterns of the model names that go to it.
+        aliases: the name a client asks for → the name that this upstream knows.
+        late_system_role: the role that system and developer messages get where they do not lead.
+        max_tokens_field: the name it knows `max_output_tokens` by.
+    """
+
+    kind: EngineKind = "chat"
+    url: str = ""
+    name: str = ""
+    api_key_env: str = "OPENLINE_UPSTREAM_API_KEY"
+    ca_file: str = ""
+    models: tuple[str, ...] = ("*",)
+    aliases: dict[str, str] = {}
+    late_system_role: Literal["system", "developer", "user"] = "system"
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    connect_seconds_max: Seconds = 10.0
+    first_event_seconds_max: Seconds = 600.0  # a long prompt on a small machine prefills for minutes
+    idle_seconds_max: Seconds = 300.0
+    event_bytes_max: Count = 16 * 1024 * 1024
+    first_delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time before the first delta
+    delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time between deltas
+
+    @property
+    def label(self) -> str:
+        """What people call this upstream."""
+        return self.name or urlsplit(self.url).netloc or self.kind
+
+    @property
+    def api_key(self) -> str:
+        """Its key, read when it is needed; empty if it has none."""
+        return os.environ.get(self.api_key_env, "")
+
+
+class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[[keys]]`: a client's key, as the hash of the whole of it."""
+
+    owner: Annotated[str, Meta(min_length=1, max_length=128)]
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The whole configuration."""
+
+    server: ServerSettings = ServerSettings()
+    limits: LimitSettings = LimitSettings()
+    store: StoreSettings = StoreSettings()
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    keys: tuple[KeySettings, ...] = ()
+
+
+_ENV_PREFIX: Final = "OPENLINE_"
+# Sections whose fields each have an environment variable: OPENLINE_HOST, OPENLINE_PING_SECONDS, …
+_ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings}
+_SPEC_KINDS: Final = ("chat", "responses", "scripted")
+
+
+def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """The configuration out of its three sources, the later ones winning.
+
+    Args:
+        path: a TOML file, if any.
+        environ: the process's environment: `OPENLINE_HOST`, `OPENLINE_UPSTREAM`, `OPENLINE_STORE`, …
+        flags: `upstream` (a list of SPECs), `store`, and fields of `[server]` by name; None is not given.
+
+    Raises:
+        ConfigError: a source cannot be read, or a value is not what was expected.
+    """
+    tables: dict[str, Any] = _read_toml(path) if path else {}
+    for section, settings in _ENV_SECTIONS.items():
+        for field in settings.__struct_fields__:
+            value = environ.get(f"{_ENV_PREFIX}{field.upper()}")
+            if value is not None:
+                tables.setdefault(section, {})[field] = value
+    specs = flags.get("upstream") or environ.get("OPENLINE_UPSTREAM", "").split()
+    if specs:
+        tables["upstreams"] = [msgspec.to_builtins(parse_upstream(spec)) for spec in specs]
+    store = flags.get("store") or environ.get("OPENLINE_STORE")
+    if store:
+        tables["store"] = {"url": store}
+    for field in ServerSettings.__struct_fields__:
+        if flags.get(field) is not None:
+            tables.setdefault("server", {})[field] = flags[field]
+    api_key = environ.get("OPENLINE_API_KEY")
+    if api_key:
+        key = {"owner": "default", "sha256": hashlib.sha256(api_key.encode()).hexdigest()}
+        tables["keys"] = [*tables.get("keys", ()), key]
+    config = _convert(tables)
+    _check(config)
+    return config
+
+
+def parse_upstream(spec: str) -> UpstreamSettings:
+    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `scripted:` or `scripted:PATH`.
+
+    Raises:
+        ConfigError: the SPEC is not of that form.
+    """
+    kind, colon, rest = spec.partition(":")
+    if not colon or kind not in _SPEC_KINDS:
+        expected = "expected chat:URL, responses:URL or scripted:"
+        raise ConfigError(f"--upstream is '{spec}': {expected}.")
+    return UpstreamSettings(kind=kind, url=rest.rstrip("/") if kind != "scripted" else rest)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"--config {path}: {error.strerror}.") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}.") from None
+
+
+def _convert(tables: dict[str, Any]) -> Config:
+    try:
+        # Not strict, because the environment has only text: "8484" is a port.
+        return msgspec.convert(tables, Config, strict=False)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$.")
+        field = path.rstrip("`").replace("[...]", "")
+        raise ConfigError(f"{field + ': ' if field else ''}{text}.") from None
+
+
+def _check(config: Config) -> None:
+    server = config.server
+    if bool(server.tls_cert) != bool(server.tls_key):
+        raise ConfigError("server.tls_cert and server.tls_key: expected both or neither.")
+    for index, upstream in enumerate(config.upstreams):
+        parts = urlsplit(upstream.url)
+        if upstream.kind != "scripted" and (parts.scheme not in {"http", "https"} or not parts.netloc):
+            expected = "expected http://HOST:PORT/v1 or https://HOST/v1"
+            raise ConfigError(f"upstreams[{index}].url is '{upstream.url}': {expected}.")
