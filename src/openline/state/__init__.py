@@ -1,0 +1,1 @@
+"""What is remembered: the conversation, the connection's cache, the store."""
