@@ -195,6 +195,8 @@ def _check(config: Config) -> None:
         raise ConfigError("server.tls_cert and server.tls_key: expected both or neither.")
     for index, upstream in enumerate(config.upstreams):
         parts = urlsplit(upstream.url)
+        if "@" in parts.netloc:
+            raise ConfigError(f"upstreams[{index}].url has a name or password in it: put the key into api_key_env instead.")
         if upstream.kind != "scripted" and (parts.scheme not in {"http", "https"} or not parts.netloc):
             expected = "expected http://HOST:PORT/v1 or https://HOST/v1"
             raise ConfigError(f"upstreams[{index}].url is '{upstream.url}': {expected}.")

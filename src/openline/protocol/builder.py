@@ -10,7 +10,7 @@ Source: Streaming reference, "Event order" and the field table of its events.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, Final
+from typing import Any, Final, assert_never
 
 from openline.protocol.deltas import (
     CallDelta,
@@ -112,6 +112,8 @@ class Builder:
                     self.usage = delta
                 case Ended():
                     self.ended = delta
+                case _:
+                    assert_never(delta)
         return self._take()
 
     def finish(self, now: int) -> list[Event]:
@@ -304,8 +306,11 @@ class Builder:
     def _upstream_terminal(self, event: Event) -> None:
         response: Event = {**event["response"]}
         details: Event = response.get("incomplete_details") or {}
-        reason = details.get("reason") or "max_output_tokens"
-        self.ended = Ended(reason if event["type"] == "response.incomplete" else None)
+        reason: Any = details.get("reason")
+        if event["type"] == "response.completed":
+            self.ended = Ended()
+        else:
+            self.ended = Ended(reason if isinstance(reason, str) and reason else "max_output_tokens")
         if response.get("usage") is not None:
             response["usage"] = _complete_usage(response["usage"])
         self._upstream = response

@@ -74,9 +74,9 @@ class Usage(msgspec.Struct, frozen=True):
 
 
 class Ended(msgspec.Struct, frozen=True):
-    """The model stopped; `reason` says why if it had not finished."""
+    """The model stopped; `reason` says why if it had not finished: an `IncompleteReason`, or an upstream's own."""
 
-    reason: IncompleteReason | None = None
+    reason: str | None = None
 
 
 class UpstreamEvent(msgspec.Struct, frozen=True):

@@ -1,0 +1,1 @@
+"""Who answers: the engines behind one small protocol."""

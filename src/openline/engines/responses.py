@@ -1,0 +1,146 @@
+"""An upstream that speaks the Responses API itself, over HTTP with server-sent events.
+
+It gets the whole context every turn, with `store: false`: what is remembered, we remember.
+Fields and events that we do not read travel through; ids and numbers are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import Any, Final
+
+import msgspec
+
+from openline.config import UpstreamSettings
+from openline.engines.engine import EngineRequest, Generation, Model
+from openline.engines.upstream import Upstream
+from openline.protocol.context import SharedBytes
+from openline.protocol.deltas import Delta, UpstreamEvent
+from openline.protocol.errors import ProtocolError
+from openline.protocol.items import Item
+from openline.protocol.sse import DONE_DATA
+
+# What is ours to say, or concerns the client's connection to us only.
+_NOT_PASSED_ON: Final = frozenset(
+    {"type", "stream_id", "generate", "stream", "stream_options", "background", "store", "input", "model"}
+    | {"previous_response_id", "conversation", "client_metadata"}
+)
+# Quotes inside a text are escaped, so this only matches the event's own type.
+_TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
+
+_fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_event = msgspec.json.Decoder(dict[str, Any])
+_encoder: Final = msgspec.json.Encoder()
+
+
+class ItemsProjection:
+    """A context as the inside of an `input` array: its items, joined by commas."""
+
+    key = "responses"
+
+    def start(self) -> SharedBytes:
+        """No items."""
+        return SharedBytes()
+
+    def extend(self, state: SharedBytes, items: Sequence[Item]) -> SharedBytes:
+        """The items behind, as they are; only reasoning needs a look."""
+        encoded = [raw for raw in map(_encoded, items) if raw]
+        if not encoded:
+            return state
+        joined = b",".join(encoded)
+        return state.append(b"," + joined if len(state) else joined)
+
+
+def _encoded(item: Item) -> bytes:
+    if item.type != "reasoning":
+        return item.raw
+    fields = _fields.decode(item.raw)
+    if _is_given(fields, "encrypted_content"):
+        # It is sealed together with the upstream's own id, which the client never
+        # saw; without an id it is taken, with ours it is refused.
+        fields.pop("id", None)
+        return _encoder.encode(fields)
+    # An upstream that is told not to store finds nothing behind a bare id.
+    return item.raw if _is_given(fields, "content") else b""
+
+
+def _is_given(fields: dict[str, msgspec.Raw], name: str) -> bool:
+    return bytes(fields.get(name, b"null")) not in {b"null", b"[]", b'""'}
+
+
+class ResponsesEngine:
+    """A Responses upstream.
+
+    Args:
+        settings: where it is.
+        show_detail: whether clients may see its own words on errors.
+    """
+
+    def __init__(self, settings: UpstreamSettings, *, show_detail: bool) -> None:
+        self.name = settings.label
+        self._upstream = Upstream(settings, show_detail=show_detail)
+
+    def __repr__(self) -> str:
+        return f"<ResponsesEngine {self._upstream!r}>"
+
+    def prepare(self, request: EngineRequest) -> Generation:
+        """The request with the whole context as its input."""
+        passed_on = {
+            name: value
+            for name, value in _fields.decode(request.body).items()
+            if name not in _NOT_PASSED_ON and bytes(value) != b"null"
+        }
+        head = _encoder.encode({"model": request.model, "stream": True, "store": False, **passed_on})
+        items = bytes(request.context.project(ItemsProjection()))
+        return _Generation(self._upstream, b'%b,"input":[%b]}' % (head[:-1], items))
+
+    async def models(self) -> Sequence[Model]:
+        """The models it lists.
+
+        Raises:
+            ProtocolError: it cannot be asked.
+        """
+        return await self._upstream.get_models()
+
+    async def close(self) -> None:
+        """Give back its connections."""
+        await self._upstream.close()
+
+
+class _Generation:
+    """One request, as the upstream's events."""
+
+    dropped_tools: Sequence[str] = ()
+
+    def __init__(self, upstream: Upstream, body: bytes) -> None:
+        self._upstream = upstream
+        self.body = body
+
+    async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
+        """Its events, a batch a read, until the terminal one."""
+        async with aclosing(self._upstream.post_events("/responses", self.body, is_last=_is_last)) as batches:
+            async for batch in batches:
+                yield [UpstreamEvent(self._read(data)) for data in batch if data != DONE_DATA]
+
+    def _read(self, data: bytes) -> dict[str, Any]:
+        try:
+            event = _event.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise ProtocolError(
+                "upstream_error", f"Upstream '{self._upstream.label}' sent an event that is not JSON."
+            ) from None
+        if event.get("type") == "error":
+            raise self._failure(event.get("error") or event)
+        if event.get("type") == "response.failed":
+            response: dict[str, Any] = event.get("response") or {}
+            raise self._failure(response.get("error") or {})
+        return event
+
+    def _failure(self, error: object) -> ProtocolError:
+        return self._upstream.failure({"error": error}, request=self.body)
+
+
+def _is_last(data: bytes) -> bool:
+    return data == DONE_DATA or _TERMINAL.search(data) is not None

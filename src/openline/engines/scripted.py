@@ -1,0 +1,280 @@
+"""The embedded engine: deterministic, without a model. For the demo, tests, benchmarks and first steps.
+
+By rule: `scripted-text` answers with text; `scripted-tools-N` calls the first offered
+tool until the context holds N calls, then answers. Or it plays a transcript: model
+`scripted-play` answers the k-th turn of a conversation with the k-th turn that an engine
+answered in the recording.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from openline.config import ConfigError, UpstreamSettings
+from openline.engines.engine import EngineRequest, Generation, Model
+from openline.protocol.deltas import CallDelta, CallStarted, Delta, Ended, TextDelta, UpstreamEvent, Usage
+from openline.protocol.errors import ProtocolError, error_of
+from openline.protocol.items import Item
+from openline.protocol.transcript import BadTranscript, RecordedTurn, read_lines, turns
+
+_TOOLS_MODEL: Final = re.compile(r"scripted-tools-([0-9]{1,4})\Z")
+_PLAY_MODEL: Final = "scripted-play"
+_MODELS: Final = ("scripted-text", "scripted-tools-3", "scripted-tools-20")
+# What a model says and what a tool said to it: a run of the latter begins a turn.
+_MODEL_ITEMS: Final = frozenset({"reasoning", "function_call", "custom_tool_call"})
+_BYTES_PER_TOKEN: Final = 4  # a rule of thumb, so that usage grows with the context as a model's would
+# What engines refuse with. Any other recorded refusal was the server's own, which it makes again by itself.
+_ENGINE_REFUSALS: Final = frozenset(
+    {"upstream_unreachable", "upstream_unauthorized", "upstream_error", "upstream_refused", "upstream_timeout"}
+    | {"rate_limit_exceeded", "insufficient_quota", "usage_not_included", "server_is_overloaded"}
+    | {"context_length_exceeded", "invalid_prompt", "cyber_policy"}
+)
+_ITEMS_MAX: Final = 16  # of an example array, whatever its schema asks for
+
+
+class Seen(msgspec.Struct, frozen=True):
+    """What the script needs to know of a context."""
+
+    calls: int = 0
+    turns: int = 0
+    in_input: bool = False
+    bytes: int = 0
+    last_output: str = ""
+
+
+class _Head(msgspec.Struct):
+    role: str | None = None
+    output: Any = None
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+class SeenProjection:
+    """Folds a context into `Seen`."""
+
+    key = "scripted"
+
+    def start(self) -> Seen:
+        """Nothing yet."""
+        return Seen()
+
+    def extend(self, state: Seen, items: Sequence[Item]) -> Seen:
+        """Count calls and turns; keep the last tool output, for the answer to quote."""
+        calls, count, in_input = state.calls, state.turns, state.in_input
+        size, last_output = state.bytes, state.last_output
+        for item in items:
+            size += len(item.raw)
+            head = _head.decode(item.raw)
+            is_models = item.type in _MODEL_ITEMS or head.role == "assistant"
+            calls += item.type in {"function_call", "custom_tool_call"}
+            count += not is_models and not in_input
+            in_input = not is_models
+            if item.type.endswith("_call_output"):
+                last_output = head.output if isinstance(head.output, str) else ""
+        return Seen(calls, count, in_input, size, last_output)
+
+
+class ScriptedEngine:
+    """Answers by rule or out of a transcript.
+
+    Args:
+        settings: `url` is a transcript's path or empty; the two delays are its own.
+
+    Raises:
+        ConfigError: the transcript cannot be read.
+    """
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self.name = settings.label
+        self._settings = settings
+        self._recorded = _read_transcript(settings.url) if settings.url else []
+
+    def __repr__(self) -> str:
+        return f"<ScriptedEngine {self.name} recorded={len(self._recorded)}>"
+
+    def prepare(self, request: EngineRequest) -> Generation:
+        """Choose what to play by the model's name.
+
+        Raises:
+            ProtocolError: no script has that name, or its transcript has no such turn.
+        """
+        seen = request.context.project(SeenProjection())
+        if request.model == _PLAY_MODEL and self._recorded:
+            return _Script(self._recorded_turn(seen), self._settings)
+        if request.model == "scripted-text":
+            batches = _say(_greeting(seen))
+        elif match := _TOOLS_MODEL.match(request.model):
+            batches = _use_tools(request, seen, int(match[1]))
+        else:
+            message = f"The requested model '{request.model}' does not exist: expected {', '.join(_MODELS)}."
+            raise ProtocolError("model_not_found", message, param="model")
+        usage = Usage(input_tokens=seen.bytes // _BYTES_PER_TOKEN, output_tokens=len(batches))
+        return _Script([*batches, [usage, Ended()]], self._settings)
+
+    async def models(self) -> Sequence[Model]:
+        """The scripts' names."""
+        names = (*_MODELS, _PLAY_MODEL) if self._recorded else _MODELS
+        return [Model(name, owned_by=self.name) for name in names]
+
+    async def close(self) -> None:
+        """Nothing is held."""
+
+    def _recorded_turn(self, seen: Seen) -> list[list[Delta] | ProtocolError]:
+        if not 1 <= seen.turns <= len(self._recorded):
+            message = f"The transcript has {len(self._recorded)} turns: this is turn {seen.turns}."
+            raise ProtocolError("invalid_request", message, param="input")
+        return [_played(line.frame) for line in self._recorded[seen.turns - 1].events]
+
+
+def _played(frame: dict[str, Any]) -> list[Delta] | ProtocolError:
+    """A recorded event; a recorded failure happens again."""
+    if frame["type"] == "response.failed":
+        return error_of(frame["response"].get("error") or {})
+    if frame["type"] == "error":
+        recorded: dict[str, Any] = frame["error"]
+        error = error_of(recorded)
+        error.param, error.headers = recorded.get("param"), dict(recorded.get("headers") or {})
+        return error
+    return [UpstreamEvent(frame)]
+
+
+def _was_engines(turn: RecordedTurn) -> bool:
+    """Whether an engine answered this turn: not a warm-up, and not a refusal of the server's own."""
+    options = turn.create.get("prompt_cache_options") or {}
+    if turn.create.get("generate") is False or options.get("prewarm") is True:
+        return False
+    last = turn.events[-1].frame
+    return last["type"] != "error" or (last.get("error") or {}).get("code") in _ENGINE_REFUSALS
+
+
+class _Script:
+    """Batches to play, in order, with the upstream's delays; an error among them ends it."""
+
+    dropped_tools: Sequence[str] = ()
+
+    def __init__(self, batches: Sequence[list[Delta] | ProtocolError], settings: UpstreamSettings) -> None:
+        self._batches = batches
+        self._settings = settings
+
+    async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
+        """Accept, wait as long as a model would, play."""
+        refused = self._batches[0]
+        if isinstance(refused, ProtocolError):
+            raise refused
+        yield []
+        await asyncio.sleep(self._settings.first_delta_seconds)
+        for batch in self._batches:
+            if isinstance(batch, ProtocolError):
+                raise batch
+            yield batch
+            if self._settings.delta_seconds:
+                await asyncio.sleep(self._settings.delta_seconds)
+
+
+def _read_transcript(path: str) -> list[RecordedTurn]:
+    try:
+        recorded = turns(read_lines(Path(path).read_text(encoding="utf-8")))
+        return [turn for turn in recorded if _was_engines(turn)]
+    except OSError as error:
+        raise ConfigError(f"--upstream scripted:{path}: {error.strerror}.") from None
+    except (BadTranscript, UnicodeDecodeError) as error:
+        raise ConfigError(f"--upstream scripted:{path}: {error}") from None
+
+
+def _greeting(seen: Seen) -> str:
+    return f"This is the scripted engine, in turn {seen.turns} of the conversation. It repeats no model's words."
+
+
+def _say(text: str) -> list[list[Delta]]:
+    words = re.findall(r"\S+\s*", text)
+    return [[TextDelta(word)] for word in words]
+
+
+def _use_tools(request: EngineRequest, seen: Seen, calls_wanted: int) -> list[list[Delta]]:
+    tools = [tool for tool in map(_tool.decode, request.create.tools or ()) if tool.type in {"function", "custom"}]
+    if not tools or request.create.tool_choice == "none" or seen.calls >= calls_wanted:
+        quoted = f" The last tool said: {seen.last_output[:200]}" if seen.last_output else ""
+        return _say(f"Done after {seen.calls} tool calls.{quoted}")
+    tool = tools[seen.calls % len(tools)]
+    call_id = f"call_{seen.calls + 1:04d}"
+    if tool.type == "custom":
+        return [[CallStarted("custom_tool_call", call_id, tool.name)], [CallDelta(f"call {seen.calls + 1}")]]
+    arguments = msgspec.json.encode(example(tool.parameters or {}, seen.calls + 1)).decode()
+    half = len(arguments) // 2
+    return [
+        [CallStarted("function_call", call_id, tool.name)],
+        [CallDelta(arguments[:half])],
+        [CallDelta(arguments[half:])],
+    ]
+
+
+class _Tool(msgspec.Struct):
+    type: str
+    name: str = ""
+    parameters: dict[str, Any] | None = None
+
+
+_tool = msgspec.json.Decoder(_Tool)
+
+
+def example(schema: Mapping[str, Any], number: int) -> Any:
+    """A value that a JSON schema accepts, the same for the same number.
+
+    Args:
+        schema: a tool's `parameters`, or a part of them.
+        number: which call it is; it shows in strings and integers, so that calls differ.
+    """
+    if "const" in schema:
+        return schema["const"]
+    choices: Sequence[Any] = schema.get("enum") or ()
+    if choices:
+        return choices[number % len(choices)]
+    variants: Sequence[Mapping[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or ()
+    if variants:
+        return example(variants[0], number)
+    kind: Any = schema.get("type", "object" if "properties" in schema else "string")
+    make = _EXAMPLES.get(str(kind[0] if isinstance(kind, list) else kind), _example_string)  # pyright: ignore[reportUnknownArgumentType]
+    return make(schema, number)
+
+
+def _example_object(schema: Mapping[str, Any], number: int) -> Any:
+    properties: Mapping[str, Any] = schema.get("properties") or {}
+    names: Sequence[str] = schema.get("required") or list(properties)
+    return {name: example(properties.get(name) or {}, number) for name in names}
+
+
+def _example_array(schema: Mapping[str, Any], number: int) -> Any:
+    return [example(schema.get("items") or {}, number + index) for index in range(schema.get("minItems", 1))]
+
+
+def _example_number(schema: Mapping[str, Any], number: int) -> Any:
+    return max(number, schema.get("minimum", number))
+
+
+def _example_string(_: Mapping[str, Any], number: int) -> Any:
+    return f"item-{number:02d}"
+
+
+def _example_boolean(_: Mapping[str, Any], number: int) -> Any:
+    return number % 2 == 1
+
+
+def _example_null(*_: object) -> Any:
+    return None
+
+
+_EXAMPLES: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
+    "object": _example_object,
+    "array": _example_array,
+    "integer": _example_number,
+    "number": _example_number,
+    "boolean": _example_boolean,
+    "null": _example_null,
+}

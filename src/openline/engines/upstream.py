@@ -1,0 +1,376 @@
+"""A model server's HTTP API: connections to it, its event streams, its faults as our errors.
+
+Both HTTP engines stand on this. It knows HTTP, framing and time; what the events mean
+is the engines' business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import io
+import logging
+import re
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import Final
+
+import aiohttp
+import msgspec
+from aiohttp.http_exceptions import HttpProcessingError
+
+from openline.config import UpstreamSettings
+from openline.engines.engine import Model
+from openline.engines.upstream_errors import read_answer, refusal, without_echo, without_secrets
+from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, read_trust
+from openline.protocol import sse
+from openline.protocol.errors import ProtocolError
+
+logger = logging.getLogger("openline.upstream")
+
+_DRAIN_SECONDS_MAX: Final = 1.0  # how long a finished stream may take to end before its connection is given up
+_ERROR_BYTES_MAX: Final = 64 * 1024
+_MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
+_RAW_BODY_BYTES_MAX: Final = 1024 * 1024  # above it aiohttp wants a file object, which it writes piece by piece
+_POST_HEADERS: Final = {"Content-Type": JSON}
+
+# What the library raises where the network or the peer is at fault.
+FAULTS: Final = (aiohttp.ClientError, OSError, HttpProcessingError)
+
+# A fault's class → our code and what the client is told; the first that fits counts.
+_KINDS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
+    (aiohttp.ConnectionTimeoutError, "upstream_unreachable", "accepted no connection in time. Is it running?"),
+    (TimeoutError, "upstream_timeout", "sent nothing for {waited}."),
+    (aiohttp.ClientConnectorDNSError, "upstream_unreachable", "cannot be reached: its host name does not resolve."),
+    (
+        aiohttp.ClientConnectorCertificateError,
+        "upstream_unreachable",
+        "cannot be reached: its TLS certificate is not trusted. Set the upstream's `ca_file` to the CA that signed it.",
+    ),
+    (
+        aiohttp.ClientSSLError,
+        "upstream_unreachable",
+        "cannot be reached: TLS failed. Does its `url` begin with what it speaks, http or https? Is `ca_file` right?",
+    ),
+    (aiohttp.ClientProxyConnectionError, "upstream_unreachable", "cannot be reached: the proxy does not answer."),
+    (aiohttp.ClientHttpProxyError, "upstream_unreachable", "cannot be reached: the proxy refused."),
+    (aiohttp.ClientConnectorError, "upstream_unreachable", "cannot be reached: no connection. Is it running?"),
+    (aiohttp.InvalidURL, "upstream_unreachable", "cannot be reached: its `url` is not valid."),
+    (aiohttp.ServerDisconnectedError, "upstream_error", "closed the connection before it answered."),
+    (aiohttp.ClientResponseError, "upstream_error", "sent something that is not HTTP."),
+    (HttpProcessingError, "upstream_error", "sent something that is not HTTP."),
+)
+_CUT: Final = ("upstream_error", "closed the connection: the answer ended before it finished.")
+
+
+def is_done(data: bytes) -> bool:
+    """Whether this is the `[DONE]` that ends a stream."""
+    return data == sse.DONE_DATA
+
+
+class Upstream:
+    """One model server, spoken to over HTTP.
+
+    Make it anywhere; use and close it in one event loop.
+
+    Args:
+        settings: where it is, its key, its bounds.
+        show_detail: whether clients may see its own words in errors; only where every client is the operator.
+
+    Raises:
+        ConfigError: its `ca_file` cannot be read.
+    """
+
+    def __init__(self, settings: UpstreamSettings, *, show_detail: bool) -> None:
+        self._settings = settings
+        self._show_detail = show_detail
+        self._trust = read_trust(settings.ca_file)
+        self._opened: aiohttp.ClientSession | None = None
+        self._draining: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Upstream {self.label} draining={len(self._draining)}>"
+
+    @property
+    def label(self) -> str:
+        """What people call this upstream."""
+        return self._settings.label
+
+    async def post_events(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        is_last: Callable[[bytes], bool] = is_done,
+        whole_json: bool = False,
+    ) -> AsyncGenerator[Sequence[bytes], None]:
+        """Post a request and read its event stream.
+
+        The first batch is empty and comes when the upstream has accepted, with its
+        2xx headers. Each later one holds the data of the events that one read from
+        the network completed. Close the generator (`contextlib.aclosing`) to cut
+        the connection at once, which is how model servers learn to stop.
+
+        Args:
+            path: below the upstream's `url`, such as `/chat/completions`.
+            body: the request as JSON.
+            is_last: whether the stream is over with this event; its connection is then kept for another turn.
+            whole_json: also take a plain JSON body, as one event; some servers ignore `stream`.
+
+        Raises:
+            ProtocolError: it cannot be reached, refused, fell silent, was cut off, or sent no event stream.
+        """
+        response = await self._accepted(path, body, whole_json=whole_json)
+        finished = False
+        try:
+            yield ()
+            if whole_json and _content_type(response) == JSON:
+                yield (await self._whole(response, self._settings.event_bytes_max),)
+                return
+            reader = _EventReader(self, self._settings, response)
+            while not finished and (events := await reader.read()) is not None:
+                if events:
+                    finished = is_last(events[-1])
+                    yield events
+        finally:
+            if finished:
+                self._drain(response)
+            else:
+                response.close()  # nothing is cut where the body has ended: its connection is back in the pool by then
+
+    async def get_models(self) -> list[Model]:
+        """The models it serves, by `GET /models`.
+
+        Raises:
+            ProtocolError: it cannot be reached, refused, or answered something else.
+        """
+        seconds = self._settings.connect_seconds_max
+        try:
+            session = self._session()
+            timeout = aiohttp.ClientTimeout(total=seconds)
+            response = await session.get(self._settings.url + "/models", timeout=timeout, allow_redirects=False)
+        except FAULTS as error:
+            raise self.fault(error, f"{seconds:g} seconds (`connect_seconds_max`)") from None
+        try:
+            if not 200 <= response.status < 300:
+                raise await self._refused(response)
+            return read_models(await self._whole(response, _MODELS_BYTES_MAX))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            message = f"Upstream '{self.label}' answered GET /models with something other than a list of models."
+            raise ProtocolError("upstream_error", message) from None
+        finally:
+            response.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        for task in self._draining:
+            task.cancel()
+        if self._opened is not None:
+            await self._opened.close()
+            self._opened = None
+
+    def refusal(self, status: int, body: bytes, headers: Mapping[str, str], *, request: bytes) -> ProtocolError:
+        """Our error for an answer other than 2xx.
+
+        Its words go into the log, without keys and without what repeats the request.
+
+        Args:
+            status: its HTTP status; 0 for an error inside a stream.
+            body: what it sent, in any shape.
+            headers: its HTTP headers; names in any case.
+            request: the body that it answers.
+        """
+        answer = read_answer(status, body, secret=self._settings.api_key)
+        error = refusal(answer, headers, label=self.label, show_words=self._show_detail)
+        words = without_echo(f"{answer.names} {answer.words}".strip(), request)
+        logger.warning("upstream %s answered %d, told as %s: %s", self.label, answer.status, error.code, words)
+        return error
+
+    def failure(self, error: object, *, request: bytes) -> ProtocolError:
+        """Our error for one that came inside a 2xx answer, mapped and logged like `refusal`.
+
+        Args:
+            error: its error object, decoded or still JSON.
+            request: the body that it answers.
+        """
+        return self.refusal(0, error if isinstance(error, bytes) else msgspec.json.encode(error), {}, request=request)
+
+    def fault(self, error: BaseException, waited: str) -> ProtocolError:
+        """Our error for a fault of the network or of HTTP.
+
+        Args:
+            error: the library's exception, one of `FAULTS`.
+            waited: how long it was waited, if the fault is that nothing came, and which setting says so.
+        """
+        # Before there is a connection, the library's words are about addresses and certificates; later they quote bodies.
+        words = without_secrets(str(error), "") if isinstance(error, aiohttp.ClientConnectorError) else ""
+        logger.warning("upstream %s: %s %s", self.label, type(error).__name__, words)
+        code, says = next(((code, says) for kind, code, says in _KINDS if isinstance(error, kind)), _CUT)
+        return ProtocolError(code, f"Upstream '{self.label}' {says.format(waited=waited)}")
+
+    # One request, up to its headers.
+
+    async def _accepted(self, path: str, body: bytes, *, whole_json: bool) -> aiohttp.ClientResponse:
+        """Its answer, once it has accepted with 2xx and the content that we want."""
+        first = self._settings.first_event_seconds_max
+        try:
+            # One timer a request: it covers the sending too, which aiohttp's own timeouts do not.
+            async with asyncio.timeout(self._settings.connect_seconds_max + first):
+                response = await self._post(path, body)
+        except FAULTS as error:
+            raise self.fault(error, f"{first:g} seconds (`first_event_seconds_max`)") from None
+        if not 200 <= response.status < 300:
+            try:
+                raise await self._refused(response, body)
+            finally:
+                response.close()
+        content_type = _content_type(response)
+        if content_type in {"", EVENT_STREAM} or (whole_json and content_type == JSON):
+            return response
+        response.close()
+        came = content_type if re.fullmatch(r"[\w.+-]{1,40}/[\w.+-]{1,60}", content_type) else "something else"
+        message = f"Upstream '{self.label}' answered {response.status} with {came} where an event stream was expected."
+        raise ProtocolError("upstream_error", message + " Its `url` usually ends in /v1.")
+
+    async def _post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+        """Send, and wait for headers; once more if a pooled connection turns out to be closed.
+
+        A server that closes an idle connection can cross our request on the wire. It has not
+        begun to answer then. aiohttp repeats only idempotent methods by itself.
+        """
+        used = SimpleNamespace(pooled=False)
+        try:
+            return await self._post_once(path, body, used)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
+            if not used.pooled:
+                raise
+        return await self._post_once(path, body, None)
+
+    async def _post_once(self, path: str, body: bytes, used: SimpleNamespace | None) -> aiohttp.ClientResponse:
+        data = body if len(body) <= _RAW_BODY_BYTES_MAX else io.BytesIO(body)
+        return await self._session().post(
+            self._settings.url + path, data=data, headers=_POST_HEADERS, allow_redirects=False, trace_request_ctx=used
+        )
+
+    async def _refused(self, response: aiohttp.ClientResponse, request: bytes = b"") -> ProtocolError:
+        body = b""
+        with contextlib.suppress(ProtocolError, TimeoutError):  # the status says enough where the words do not arrive
+            async with asyncio.timeout(self._settings.connect_seconds_max):
+                body = await self._whole(response, _ERROR_BYTES_MAX, cut=True)
+        return self.refusal(response.status, body, response.headers, request=request)
+
+    async def _whole(self, response: aiohttp.ClientResponse, bytes_max: int, *, cut: bool = False) -> bytes:
+        """A body that is not a stream; above `bytes_max` its beginning, or an error."""
+        pieces: list[bytes] = []
+        left = bytes_max
+        try:
+            while left >= 0 and (piece := await response.content.readany()):
+                pieces.append(piece)
+                left -= len(piece)
+        except FAULTS as error:
+            raise self.fault(error, f"{self._settings.first_event_seconds_max:g} seconds") from None
+        if left < 0 and not cut:
+            raise self.too_long(bytes_max)
+        return b"".join(pieces)[:bytes_max]
+
+    def too_long(self, bytes_max: int) -> ProtocolError:
+        """Our error for more bytes in one piece than we take."""
+        return ProtocolError(
+            "upstream_error", f"Upstream '{self.label}' sent more than {bytes_max} bytes in one event."
+        )
+
+    # Connections.
+
+    def _session(self) -> aiohttp.ClientSession:
+        """The connections, opened with the first request: a session belongs to the loop it is made in."""
+        if self._opened is None:
+            self._opened = open_session(self._settings, self._trust)
+        return self._opened
+
+    def _drain(self, response: aiohttp.ClientResponse) -> None:
+        """Let a finished stream end, so that its connection can be used again; the turn does not wait for that."""
+        if not response.content.at_eof():
+            task = asyncio.create_task(_drained(response))
+            self._draining.add(task)
+            task.add_done_callback(self._draining.discard)
+
+
+class _EventReader:
+    """Reads a response's events, one network read at a time."""
+
+    def __init__(self, upstream: Upstream, settings: UpstreamSettings, response: aiohttp.ClientResponse) -> None:
+        self._upstream = upstream
+        self._settings = settings
+        self._response = response
+        self._decoder = sse.Decoder(settings.event_bytes_max)
+        self._begun = False
+        self._ended = False
+
+    async def read(self) -> list[bytes] | None:
+        """The data of the events that came; None once the stream has ended."""
+        if self._ended:
+            return None
+        try:
+            chunk = await self._response.content.readany()
+        except FAULTS as error:
+            raise self._upstream.fault(error, self._waited()) from None
+        if not self._begun:
+            self._begin()
+        self._ended = not chunk
+        try:
+            return self._decoder.feed(chunk) if chunk else self._decoder.end()
+        except sse.TooLong:
+            raise self._upstream.too_long(self._settings.event_bytes_max) from None
+
+    def _begin(self) -> None:
+        """From the first bytes on the gap between reads counts, by the timer that aiohttp restarts at each."""
+        self._begun = True
+        connection = self._response.connection
+        if connection is not None and connection.protocol is not None:
+            connection.protocol.read_timeout = self._settings.idle_seconds_max
+            connection.protocol.start_timeout()
+
+    def _waited(self) -> str:
+        if self._begun:
+            return f"{self._settings.idle_seconds_max:g} seconds (`idle_seconds_max`)"
+        return f"{self._settings.first_event_seconds_max:g} seconds (`first_event_seconds_max`)"
+
+
+class _ModelRow(msgspec.Struct):
+    id: str
+    created: object = None
+    owned_by: object = None
+
+
+class _ModelList(msgspec.Struct):
+    data: list[_ModelRow]
+
+
+def read_models(body: bytes) -> list[Model]:
+    """The body of `GET /models`.
+
+    Raises:
+        msgspec.DecodeError: it is not a list of models.
+    """
+    rows = msgspec.json.decode(body, type=_ModelList | list[_ModelRow])
+    return [
+        Model(
+            row.id,
+            row.created if isinstance(row.created, int) else 0,
+            row.owned_by if isinstance(row.owned_by, str) and row.owned_by else "openline",
+        )
+        for row in (rows.data if isinstance(rows, _ModelList) else rows)
+    ]
+
+
+def _content_type(response: aiohttp.ClientResponse) -> str:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+
+
+async def _drained(response: aiohttp.ClientResponse) -> None:
+    try:
+        with contextlib.suppress(*FAULTS):
+            async with asyncio.timeout(_DRAIN_SECONDS_MAX):
+                await response.content.readany()  # the end, or more, which nobody wants
+    finally:
+        response.close()

@@ -1,0 +1,211 @@
+"""An upstream's refusals as our errors."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openline.engines.upstream_errors import (
+    WORDS_CHARS_MAX,
+    Answer,
+    read_answer,
+    refusal,
+    retry_after,
+    without_echo,
+    without_secrets,
+)
+from openline.protocol.errors import ERRORS
+
+
+def told(status, body, headers=None, *, show_words=True, secret=""):
+    if not isinstance(body, bytes):
+        body = json.dumps(body).encode()
+    return refusal(read_answer(status, body, secret=secret), headers or {}, label="gpu-1", show_words=show_words)
+
+
+def error(message, **fields):
+    return {"error": {"message": message, **fields}}
+
+
+OVERFLOWS = {
+    "OpenAI": (400, error("Your input exceeds the context window of this model.", code="context_length_exceeded")),
+    "vLLM": (
+        400,
+        error("This model's maximum context length is 4096 tokens. However, you requested 9000 tokens.", code=400),
+    ),
+    "vLLM 0.16": (400, error("You passed 1015 input tokens. However, the model's context length is only 1024 tokens.")),
+    "vLLM, old": (
+        400,
+        {"object": "error", "message": "The prompt is longer than the maximum model length of 512", "code": 400},
+    ),
+    "SGLang": (
+        400,
+        {"message": "The input (9 tokens) is longer than the model's context length (8 tokens).", "code": 400},
+    ),
+    "SGLang, requested": (400, error("Requested token count exceeds the model's maximum context length of 8 tokens.")),
+    "llama.cpp": (400, error("the request exceeds the available context size, try increasing it", code=400)),
+    "llama.cpp, type": (500, error("no", type="exceed_context_size_error")),
+    "llama-cpp-python": (500, error("Requested tokens (600) exceed context window of 512")),
+    "Ollama": (400, error("the input length exceeds the context length")),
+    "Ollama, prompt": (400, {"error": "prompt too long; exceeded max context length by 3 tokens"}),
+    "LM Studio": (400, {"error": "Trying to keep the first 10136 tokens when context the overflows. However, …"}),
+    "TGI": (
+        422,
+        {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096", "error_type": "v"},
+    ),
+    "Anthropic": (400, error("prompt is too long: 210000 tokens > 200000 maximum", type="invalid_request_error")),
+    "Gemini": (400, [error("The input token count (9) exceeds the maximum number of tokens allowed (8).", code=400)]),
+    "Groq": (413, error("Please reduce the length of the messages or completion.")),
+    "Bedrock": (400, {"message": "Input is too long for requested model."}),
+}
+
+
+@pytest.mark.parametrize("server", OVERFLOWS)
+def test_too_long_a_context_has_one_code_whatever_the_server_calls_it(server):
+    """Clients compact on `context_length_exceeded` and on nothing else."""
+    status, body = OVERFLOWS[server]
+    got = told(status, body)
+    assert (got.code, got.status, got.param) == ("context_length_exceeded", 400, "input")
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code"),
+    [
+        (401, error("Invalid key"), "upstream_unauthorized"),
+        (403, b"<html><body>Forbidden</body></html>", "upstream_unauthorized"),
+        (404, error("The model `x` does not exist.", type="NotFoundError"), "model_not_found"),
+        (404, error("model 'x' not found, try pulling it first"), "model_not_found"),
+        (403, error("No access", code="model_not_found"), "model_not_found"),
+        (400, error("Invalid model name passed in model=x"), "model_not_found"),
+        (404, {"detail": "Not Found"}, "upstream_error"),
+        (405, b"", "upstream_error"),
+        (429, error("slow down"), "rate_limit_exceeded"),
+        (429, error("You exceeded your current quota", type="insufficient_quota"), "insufficient_quota"),
+        (402, error("Insufficient balance"), "insufficient_quota"),
+        (429, error("This model's maximum context length …"), "rate_limit_exceeded"),
+        (503, error("Loading model", type="unavailable_error"), "server_is_overloaded"),
+        (529, b"", "server_is_overloaded"),
+        (400, error("bad temperature"), "upstream_refused"),
+        (422, {"detail": [{"loc": ["body", "tools"], "msg": "no"}]}, "upstream_refused"),
+        (500, b"Internal Server Error", "upstream_error"),
+        (504, b"", "upstream_error"),
+        (301, b"", "upstream_error"),
+        (307, b"", "upstream_error"),
+        (0, error("no"), "upstream_error"),
+        (0, {"code": "rate_limit_exceeded", "message": "slow down"}, "rate_limit_exceeded"),
+        (0, error("no", code=400), "upstream_refused"),
+        (0, error("no", type="overloaded_error"), "server_is_overloaded"),
+        (0, "just text", "upstream_error"),
+        (0, [], "upstream_error"),
+    ],
+)
+def test_status_and_words_decide_the_code(status, body, code):
+    """The words before the status, where they are clear."""
+    got = told(status, body)
+    assert got.code == code
+    assert got.message.startswith(f"Upstream 'gpu-1' answered {status or ''}")
+
+
+def test_upstreams_401_is_never_the_clients():
+    """Its key is the operator's."""
+    assert told(401, b"").status == 502
+
+
+def test_redirect_says_that_it_is_not_followed():
+    """The key would go elsewhere."""
+    assert "redirects are not followed" in told(302, b"").message
+
+
+def test_words_are_shown_only_where_that_is_allowed():
+    """Else they are in the log."""
+    assert "bad temperature" in told(400, error("bad temperature")).message
+    hidden = told(400, error("bad temperature"), show_words=False).message
+    assert "bad temperature" not in hidden
+    assert "server's log" in hidden
+
+
+@pytest.mark.parametrize(
+    ("value", "kept"),
+    [
+        ("7", "7"),
+        ("0.2", "1"),
+        ("86400", "3600"),
+        ("-1", None),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
+        ("1\r\nx: y", None),
+    ],
+)
+def test_retry_after_is_whole_seconds_up_to_an_hour(value, kept):
+    """RFC 9110 §10.2.3 also allows a date, which would need a clock."""
+    assert retry_after({"retry-after": value}).get("retry-after") == kept
+
+
+@pytest.mark.parametrize(("status", "passes"), [(429, True), (503, True), (500, False), (400, False)])
+def test_retry_after_travels_with_load_errors(status, passes):
+    """Where trying again is the remedy."""
+    assert (told(status, b"", {"retry-after": "7"}).headers == {"retry-after": "7"}) is passes
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Incorrect API key provided: sk-proj-CANARY123456",
+        "Authorization: Bearer CANARY123456 is wrong",
+        'bad {"api_key": "CANARY123456"}',
+        "http://user:CANARY123456@host/ said no",
+        "token=CANARY123456",
+        "jwt eyJhbGciOiJ.CANARY123456.x",
+        "key CANARY123456 unknown",
+    ],
+)
+def test_keys_are_taken_out(text):
+    """Those that look like one, and the upstream's own in any place."""
+    secret = "CANARY123456" if text.startswith("key ") else ""
+    assert "CANARY123456" not in without_secrets(text, secret)
+    assert "CANARY123456" not in told(401, error(text), secret=secret).message
+
+
+@given(text=st.text())
+def test_words_are_bounded_and_on_one_line(text):
+    """They go into logs and terminals."""
+    words = without_secrets(text * 100, "")
+    assert len(words) <= WORDS_CHARS_MAX
+    assert not any(ord(char) < 32 or 127 <= ord(char) < 160 or char in "\u2028\u202e" for char in words)
+
+
+def test_html_is_read_as_its_text():
+    """Proxies answer with pages."""
+    body = b"<html><style>x{}</style><h1>502 Bad Gateway</h1></html>"
+    assert read_answer(502, body) == Answer(502, "502 Bad Gateway", "")
+
+
+@given(echo=st.text(st.characters(min_codepoint=32, codec="utf-8"), min_size=16), before=st.text(max_size=30))
+def test_what_repeats_the_request_is_taken_out(echo, before):
+    """A refusal that quotes the prompt must not bring it into the log."""
+    request = json.dumps({"content": echo}, ensure_ascii=False).encode()
+    left = without_echo(f"{before} {echo} end", request)
+    assert not any(echo[start : start + 16] in left for start in range(len(echo) - 15) if len(set(echo)) > 4)
+
+
+def test_words_of_the_servers_own_stay():
+    """Names of fields are shorter than what counts as an echo."""
+    request = json.dumps({"messages": [{"content": "my secret plan for tonight"}], "temperature": 3}).encode()
+    words = "temperature must be at most 2, but input was 'my secret plan for tonight'"
+    left = without_echo(words, request)
+    assert left.startswith("temperature must be at most 2, but input was")
+    assert "secret" not in left
+    assert "tonight" not in left
+
+
+def test_echo_of_a_request_too_large_to_compare_is_left_out_whole():
+    """The loop is not held up by a log line."""
+    assert "secret" not in without_echo("secret", b"x" * (5 * 1024 * 1024))
+
+
+@given(status=st.integers(0, 599), body=st.binary())
+def test_any_body_becomes_an_error_of_the_table(status, body):
+    """Nothing an upstream sends can raise anything else."""
+    got = told(status, body)
+    assert got.code in ERRORS
+    assert got.status >= 400
