@@ -1,0 +1,70 @@
+"""The few ASGI shapes that the hot path writes itself."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from typing import Any, Final
+
+import msgspec
+
+import openline
+from openline.protocol.errors import ProtocolError
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+HeaderList = list[tuple[bytes, bytes]]
+
+_VERSION: Final = openline.__version__.encode()
+
+
+def answer_headers(request_id: str, extra: Iterable[tuple[bytes, bytes]] = ()) -> HeaderList:
+    """The headers of every answer: which server this is, and the request's id for the log."""
+    return [(b"openline-version", _VERSION), (b"x-request-id", request_id.encode()), *extra]
+
+
+async def send_json(
+    send: Send, status: int, body: bytes, headers: HeaderList, *, prefix: str = "http.response"
+) -> None:
+    """One whole JSON answer.
+
+    Args:
+        prefix: `websocket.http.response` where a WebSocket upgrade is refused.
+    """
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
+    await send({"type": f"{prefix}.start", "status": status, "headers": headers})
+    await send({"type": f"{prefix}.body", "body": body})
+
+
+async def send_error(send: Send, error: ProtocolError, request_id: str, *, prefix: str = "http.response") -> None:
+    """An error as the JSON envelope, with its status and its headers."""
+    extra = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    body = msgspec.json.encode(error.envelope())
+    await send_json(send, error.status, body, answer_headers(request_id, extra), prefix=prefix)
+
+
+async def read_body(receive: Receive, bytes_max: int) -> bytes:
+    """A request's whole body.
+
+    Raises:
+        ProtocolError: it is larger than `bytes_max`.
+        ClientGone: the client left before it was whole.
+    """
+    chunks: list[bytes] = []
+    size = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        chunk: bytes = message.get("body", b"")
+        size += len(chunk)
+        if size > bytes_max:
+            raise ProtocolError("message_too_big", f"The body is larger than {bytes_max} bytes.")
+        chunks.append(chunk)
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+class ClientGone(Exception):  # noqa: N818 - a state of the peer
+    """The client closed its side."""

@@ -1,0 +1,173 @@
+"""Builds the server out of its configuration and runs it until it is told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import signal
+import socket
+import ssl
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from openline.config import Config, ConfigError
+from openline.engines.opening import open_router
+from openline.engines.router import Router
+from openline.observe import Hook, LogHook
+from openline.server.app import App
+from openline.server.guard import Guard, is_loopback
+from openline.state.opening import open_store
+from openline.state.store import Store
+from openline.turns.registry import Registry
+from openline.turns.run import Parts
+
+_BACKLOG: Final = 2048
+_KEEP_ALIVE_SECONDS: Final = 75  # as nginx; an agent whose tool runs for a minute comes back on the same connection
+
+
+def new_id(prefix: str) -> str:
+    """An unguessable id: 192 random bits, as ids are all that tells one response from another's."""
+    return f"{prefix}_{secrets.token_hex(24)}"
+
+
+def bind(config: Config) -> socket.socket:
+    """The socket to listen on.
+
+    Raises:
+        ConfigError: the address cannot be used, or is open to others while no key is configured.
+    """
+    host, port = config.server.host, config.server.port
+    if not config.keys and not is_loopback(host):
+        remedy = "set OPENLINE_API_KEY or add [[keys]], or listen on 127.0.0.1"
+        raise ConfigError(f"server.host is '{host}', which others can reach, and no key is configured: {remedy}.")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listening = socket.socket(family, kind, proto)
+    except OSError as error:
+        raise ConfigError(f"server.host is '{host}': {error.strerror}.") from None
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind(address)
+    except OSError as error:
+        listening.close()
+        raise ConfigError(
+            f"server.port {port} on {host} cannot be used: {error.strerror}. Choose another with --port."
+        ) from None
+    return listening
+
+
+def run(config: Config, listening: socket.socket, on_started: Callable[[], None]) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        listening: what `bind` gave.
+        on_started: called once connections are accepted.
+
+    Raises:
+        ConfigError: the store, an upstream or the TLS files cannot be used.
+    """
+    loop_factory = uvicorn.Config(_no_app, loop="auto", log_config=None).get_loop_factory()
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_serve(config, listening, on_started))
+
+
+async def _serve(config: Config, listening: socket.socket, on_started: Callable[[], None]) -> None:
+    _raise_descriptor_limit()
+    store = open_store(config.store.url)
+    router = open_router(config.upstreams, show_detail=not config.keys)
+    app, registry = build(config, router, store, LogHook())
+    try:
+        await Server(uvicorn_config(config, app), on_started).serve(sockets=[listening])
+    finally:
+        await registry.close()
+        await router.close()
+        await store.close()
+
+
+def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App, Registry]:
+    """The app over its three seams, and the registry of its turns, to be closed before them."""
+    parts = Parts(router, store, hook, time.time, new_id, config.limits.created_wait_seconds_max)
+    registry = Registry(parts)
+    guard = Guard(
+        config.keys,
+        allowed_origins=config.server.allowed_origins,
+        loopback_only=is_loopback(config.server.host) and not config.keys,
+        connections_per_owner_max=config.limits.connections_per_owner_max,
+    )
+    websocket = config.server.websocket
+    app = App(guard=guard, registry=registry, router=router, store=store, limits=config.limits, websocket=websocket)
+    return app, registry
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that says when it accepts connections, and for which being told to stop is no failure."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start listening, then say so."""
+        await super().startup(sockets)
+        self._on_started()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A first signal stops gracefully, with exit code 0; a second SIGINT at once."""
+        del frame
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+
+
+def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
+    """uvicorn, set up as this server needs it.
+
+    Raises:
+        ConfigError: the TLS files cannot be used.
+    """
+    server, limits = config.server, config.limits
+    options = uvicorn.Config(
+        app,
+        http="auto",
+        ws="websockets-sansio",
+        ws_max_size=limits.message_bytes_max,
+        ws_ping_interval=limits.ping_seconds,
+        ws_ping_timeout=limits.pong_seconds_max,
+        ws_per_message_deflate=server.deflate,
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        backlog=_BACKLOG,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=30,
+        ssl_certfile=server.tls_cert or None,
+        ssl_keyfile=server.tls_key or None,
+    )
+    try:
+        options.load()
+    except (OSError, ssl.SSLError) as error:
+        message = f"server.tls_cert '{server.tls_cert}' and server.tls_key '{server.tls_key}' cannot be used: {error}."
+        raise ConfigError(message) from None
+    return options
+
+
+async def _no_app(*_: object) -> None:
+    """Stands in: uvicorn wants an app before it tells which event loop it would take."""
+
+
+def _raise_descriptor_limit() -> None:
+    """As many sockets as the system lets us have; Windows has no such limit to raise."""
+    try:
+        import resource  # noqa: PLC0415 - not on Windows
+    except ImportError:
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,1 @@
+"""A turn: its log, its run, the registry that owns its task."""

@@ -1,0 +1,209 @@
+"""The turn log: the ordered, encoded events of one response, and its readers.
+
+One task writes it. Everything that looks at the turn reads it through a cursor of its
+own. Only the reader that delivers to the client may hold the writer up, and only by
+the bytes of its window; any other reader that falls behind what is kept is cut off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+from openline.protocol.errors import ProtocolError
+
+
+class ReaderLagged(Exception):  # noqa: N818 - a state, told to one reader
+    """The log was trimmed past this reader's cursor."""
+
+
+class Window:
+    """How many bytes may wait for one client, over all turns of its connection.
+
+    Args:
+        bytes_max: above it the writers of the connection's turns wait.
+    """
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._open = asyncio.Event()
+        self._open.set()
+        self.bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<Window {self.bytes} of {self._bytes_max} bytes>"
+
+    def add(self, count: int) -> None:
+        """This many bytes wait more, or fewer if negative."""
+        self.bytes += count
+        if self.bytes < self._bytes_max:
+            self._open.set()
+        else:
+            self._open.clear()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a writer may go on."""
+        return self._open.is_set()
+
+    async def opened(self) -> None:
+        """Wait until a writer may go on."""
+        await self._open.wait()
+
+
+class TurnLog:
+    """The events of one turn, encoded once, without `stream_id`.
+
+    It ends in exactly one way: `append(…, last=True)` with the terminal event, or
+    `refuse` before any event.
+
+    Args:
+        window: the delivering reader's; None if nobody waits for bytes.
+        on_abandoned: called when the last reader has left before the end.
+    """
+
+    def __init__(self, window: Window | None = None, on_abandoned: Callable[[], object] | None = None) -> None:
+        self._events: list[bytes] = []
+        self._first = 0  # the number of the first event that is kept
+        self._window = window
+        self._on_abandoned = on_abandoned
+        self._readers: set[LogReader] = set()
+        self.closing = False  # the response is being kept: too late to cancel
+        self.ended = False
+        self.refusal: ProtocolError | None = None
+        self.response: dict[str, Any] | None = None
+        self.dropped_tools: Sequence[str] = ()  # tool types that the upstream cannot do
+
+    def __repr__(self) -> str:
+        kept = f"{self._first}..{self._first + len(self._events)}"
+        return f"<TurnLog events={kept} readers={len(self._readers)}{' ended' if self.ended else ''}>"
+
+    def __len__(self) -> int:
+        return self._first + len(self._events)
+
+    def append(self, events: Sequence[bytes], *, last: dict[str, Any] | None = None) -> None:
+        """Write events; readers see them at once.
+
+        Args:
+            events: encoded, in order.
+            last: the final response, when the terminal event is among them.
+        """
+        self._events.extend(events)
+        if self._window is not None:
+            self._window.add(sum(map(len, events)))
+        if last is not None:
+            self.response = last
+            self.ended = True
+        self._wake()
+
+    def refuse(self, error: ProtocolError) -> None:
+        """The turn never became a response: the error is all that its readers get."""
+        self.refusal = error
+        self.ended = True
+        self._wake()
+
+    async def writable(self) -> None:
+        """Wait while the delivering reader is its whole window behind."""
+        if self._window is not None and not self._window.is_open:
+            await self._window.opened()
+
+    def deliver(self) -> LogReader:
+        """The reader that delivers to the client: it holds the writer up, and the log is trimmed behind it."""
+        return LogReader(self, delivering=True)
+
+    def observe(self) -> LogReader:
+        """A reader from the first event that is kept; cut off if it falls behind what is kept."""
+        return LogReader(self, delivering=False)
+
+    # What readers do to the log.
+
+    def attach(self, reader: LogReader) -> int:
+        """A reader has come; its cursor."""
+        self._readers.add(reader)
+        return self._first
+
+    def detach(self, reader: LogReader) -> None:
+        """A reader has gone; the last one to leave a running turn abandons it."""
+        if reader not in self._readers:
+            return
+        self._readers.discard(reader)
+        if reader.delivering and self._window is not None:
+            self._window.add(-sum(map(len, self._events)))
+            self._window = None
+        if not self._readers and not self.ended and self._on_abandoned is not None:
+            self._on_abandoned()
+
+    def after(self, cursor: int) -> list[bytes]:
+        """The events from `cursor` on, as far as they have come.
+
+        Raises:
+            ReaderLagged: some of them have been trimmed.
+        """
+        if cursor < self._first:
+            msg = f"Events {cursor} to {self._first - 1} are no longer kept."
+            raise ReaderLagged(msg)
+        return self._events[cursor - self._first :]
+
+    def delivered(self, cursor: int) -> None:
+        """The client's transport has taken everything before `cursor`."""
+        count = cursor - self._first
+        if self._window is not None:
+            self._window.add(-sum(map(len, self._events[:count])))
+        del self._events[:count]
+        self._first = cursor
+
+    def _wake(self) -> None:
+        for reader in self._readers:
+            reader.wake()
+
+
+class LogReader:
+    """One reader's cursor. It must leave, however its reading ends; as a context manager it does."""
+
+    __slots__ = ("_cursor", "_log", "_news", "delivering")
+
+    def __init__(self, log: TurnLog, *, delivering: bool) -> None:
+        self._log = log
+        self._news: asyncio.Future[None] | None = None
+        self.delivering = delivering
+        self._cursor = log.attach(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Stop reading; doing it again is harmless."""
+        self._log.detach(self)
+
+    async def read(self) -> list[bytes]:
+        """The next events, all that are there; empty once the turn has ended.
+
+        Calling it again says that the events before were taken by the transport.
+
+        Raises:
+            ProtocolError: the turn was refused before it became a response.
+            ReaderLagged: this reader was too slow for what is kept.
+        """
+        log = self._log
+        if self.delivering:
+            log.delivered(self._cursor)
+        while True:
+            events = log.after(self._cursor)
+            if events:
+                self._cursor += len(events)
+                return events
+            if log.refusal is not None:
+                raise log.refusal
+            if log.ended:
+                return []
+            self._news = asyncio.get_running_loop().create_future()
+            await self._news
+
+    def wake(self) -> None:
+        """Something was written."""
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)
