@@ -1,0 +1,284 @@
+"""Runs stock clients against Openline, each through a real tool loop: `make conform`.
+
+    .venv/bin/python conform/run.py [--only NAME,…] [--keep] [--target URL --model M]
+
+Without `--target` the harness starts a model server of its own and `openline serve` in front of it, and
+checks what that model saw. Exit code 1 if a case fails; a client that cannot be installed is skipped, with
+the reason in the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import re
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import checks
+from cases import CASE_SECONDS_MAX, CASES, Case
+from chat_upstream import ChatUpstream
+from install import HOME, LOGS, install
+from processes import Finished, Server, plain_environment, run_logged
+from relay import Relay
+from rich.console import Console
+from rich.table import Table
+
+LOG_LINES_SHOWN = 15
+LOG_COLUMNS = 180
+REASON_CHARS_MAX = 240
+
+
+@dataclass
+class Setting:
+    """What the cases run against. `upstream` and `server_log` are None with `--target`."""
+
+    relay: Relay
+    base_url: str
+    scratch: Path
+    model: str | None = None
+    upstream: ChatUpstream | None = None
+    server_log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    name: str
+    outcome: str  # PASS, FAIL or SKIP
+    reason: str = ""
+    client: str = ""
+    transport: str = ""
+    calls: str = ""
+    sent: str = ""
+    seconds: str = ""
+
+
+async def run_case(case: Case, setting: Setting) -> Row:
+    """Run one client and judge it."""
+    setting.relay.forget()
+    log_start = setting.server_log.stat().st_size if setting.server_log else 0
+    if setting.upstream:
+        setting.upstream.forget()
+    for old in LOGS.glob(f"{case.name}.*"):
+        old.unlink()
+    log = LOGS / f"{case.name}.log"
+    command = case.command(setting.base_url, setting.model or case.model, sys.executable, setting.scratch)
+    env = plain_environment()
+    done = await run_logged(command, log, seconds_max=CASE_SECONDS_MAX, cwd=setting.scratch, env=env)
+    result = last_json(done.stdout)
+    problems = list(case_problems(case, setting, done, result))
+    if setting.server_log:
+        problems += server_problems(setting.server_log, log_start)
+    if problems:
+        keep_evidence(case, setting, log_start)
+    return Row(
+        case.name,
+        "FAIL" if problems else "PASS",
+        "\n".join(problems),
+        (result or {}).get("client", ""),
+        case.transport,
+        str(len((result or {}).get("outputs", []))),
+        f"{setting.relay.bytes_sent / 1024:.0f} KB",
+        f"{done.seconds:.1f}",
+    )
+
+
+def case_problems(case: Case, setting: Setting, done: Finished, result: dict[str, Any] | None) -> Iterator[str]:
+    """Judge the client's own result, then the wire, then what the model saw."""
+    if done.exit_code != 0 or result is None:
+        yield f"the client {done.reason}{last_error(LOGS / f'{case.name}.log')}"
+        if setting.upstream:
+            yield from checks.refusal_problems(setting.upstream.refused)
+        return
+    if setting.upstream is None:
+        yield from checks.target_problems(result)
+        return
+    if case.kind == "codex":
+        yield from checks.shell_problems(result, patched=case.patched)
+    else:
+        yield from checks.loop_problems(result, case.rounds, case.width)
+    relay, upstream = setting.relay, setting.upstream
+    yield from checks.transport_problems(case.transport, relay.sockets, relay.posts(), case.rounds + 1)
+    if case.chained:
+        yield from checks.increment_problems(relay.creates)
+    yield from checks.context_problems(upstream.requests, upstream.refused, result, case.rounds)
+
+
+def server_problems(log: Path, start: int) -> list[str]:
+    """Look for tracebacks in what the server logged since `start`; a stock client must never cause one."""
+    added = log.read_bytes()[start:]
+    return ["the server logged a traceback"] if b"Traceback (most recent call last)" in added else []
+
+
+def keep_evidence(case: Case, setting: Setting, log_start: int) -> None:
+    """Write down what the model and the server saw in a case that failed."""
+    if setting.upstream:
+        seen = {"refused": setting.upstream.refused, "requests": setting.upstream.requests}
+        (LOGS / f"{case.name}.upstream.json").write_text(json.dumps(seen, indent=1, ensure_ascii=False))
+    if setting.server_log:
+        (LOGS / f"{case.name}.server.log").write_bytes(setting.server_log.read_bytes()[log_start:])
+
+
+def last_json(stdout: str) -> dict[str, Any] | None:
+    """Return the client's one line of JSON, the last it printed."""
+    lines = stdout.strip().splitlines()
+    try:
+        return json.loads(lines[-1]) if lines else None
+    except ValueError:
+        return None
+
+
+@asynccontextmanager
+async def own_server(scratch: Path, rows: list[Row]) -> AsyncIterator[Setting]:
+    """Start model, server and relay; afterwards stop them, and judge how the server ended."""
+    upstream = ChatUpstream()
+    await upstream.start()
+    log = LOGS / "server.log"
+    server = Server(upstream.url, scratch / "openline.db", log)
+    relay = Relay("")
+    try:
+        relay.target = await server.start()
+        yield Setting(relay, await relay.start(), scratch, upstream=upstream, server_log=log)
+    finally:
+        await relay.stop()
+        exit_code = await server.stop()
+        await upstream.stop()
+        if relay.target:
+            said = "" if exit_code == 0 else f"after SIGTERM the exit code was {exit_code}; None: it had to be killed"
+            rows.append(Row("openline serve", "FAIL" if said else "PASS", said))
+
+
+@asynccontextmanager
+async def other_server(url: str, model: str, scratch: Path) -> AsyncIterator[Setting]:
+    """Use a server that runs already, whatever model stands behind it."""
+    relay = Relay(url)
+    try:
+        base_url = await relay.start() if url.startswith("http://") else url
+        yield Setting(relay, base_url, scratch, model=model)
+    finally:
+        await relay.stop()
+
+
+async def run_all(cases: list[Case], args: argparse.Namespace, console: Console) -> list[Row]:
+    """Install, run the cases one after another, and return the table's rows."""
+    console.print(f"Clients live in {HOME.name}/; the first run installs them.")
+    installed = await install({case.kind for case in cases})
+    rows: list[Row] = []
+    scratch = Path(tempfile.mkdtemp(prefix="openline-conform-"))  # not in here: Codex reads the repository around it
+    setting_of = other_server(args.target, args.model, scratch) if args.target else own_server(scratch, rows)
+    try:
+        async with setting_of as setting:
+            for case in cases:
+                if reason := installed.missing.get(case.kind):
+                    rows.append(Row(case.name, "SKIP", reason, transport=case.transport))
+                else:
+                    rows.append(await run_case(case, setting))
+                report(rows[-1], console)
+    except RuntimeError as error:
+        rows.append(Row("openline serve", "FAIL", f"{error}{last_error(LOGS / 'server.log')}"))
+        console.print(tail(LOGS / "server.log"), markup=False, style="dim")
+    finally:
+        if args.keep:
+            console.print(f"Kept {scratch}")
+        else:
+            shutil.rmtree(scratch, ignore_errors=True)
+    return rows
+
+
+def report(row: Row, console: Console) -> None:
+    """Say how a case went as soon as it is known; of a failed one, the end of its log too."""
+    console.print(f"{row.outcome}  {row.name}  {row.seconds}", markup=False, highlight=False)
+    if row.outcome == "FAIL":
+        console.print(row.reason, markup=False, highlight=False)
+        console.print(tail(LOGS / f"{row.name}.log"), markup=False, highlight=False, style="dim")
+
+
+def tail(log: Path) -> str:
+    """Return the last lines of a log."""
+    if not log.exists():
+        return ""
+    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+
+
+def last_error(log: Path) -> str:
+    """Return a log's last line that speaks of an error, to put behind a sentence; nothing where there is none."""
+    lines = [
+        line.strip() for line in log.read_text(errors="replace").splitlines() if re.search("(?i)error|exception", line)
+    ]
+    return f": {lines[-1][:REASON_CHARS_MAX]}" if lines else ""
+
+
+def table(rows: list[Row]) -> Table:
+    """Return the table of all cases."""
+    colours = {"PASS": "green", "FAIL": "red", "SKIP": "yellow"}
+    drawn = Table(title="Stock clients against Openline", title_justify="left")
+    for heading in ("case", "client", "transport"):
+        drawn.add_column(heading, no_wrap=True)
+    for heading in ("calls", "sent", "seconds"):
+        drawn.add_column(heading, justify="right", no_wrap=True)
+    drawn.add_column("result", no_wrap=True)
+    drawn.add_column("reason", overflow="fold")
+    for row in rows:
+        outcome = f"[{colours[row.outcome]}]{row.outcome}[/]"
+        reason = row.reason.replace("[", r"\[")
+        drawn.add_row(row.name, row.client, row.transport, row.calls, row.sent, row.seconds, outcome, reason)
+    return drawn
+
+
+def chosen(only: str | None) -> list[Case]:
+    """Return the cases of those names, or whose name contains one of the words; all without any."""
+    words = [word.strip() for word in (only or "").split(",") if word.strip()]
+    names = {case.name for case in CASES}
+    return [
+        case
+        for case in CASES
+        if not words or any(word == case.name if word in names else word in case.name for word in words)
+    ]
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", metavar="NAME,…", help="run these cases, or those whose name contains the word")
+    parser.add_argument("--keep", action="store_true", help="keep the scratch folder")
+    parser.add_argument("--target", metavar="URL", help="a running server's base URL, ending in /v1")
+    parser.add_argument("--model", metavar="M", help="the model to ask for there")
+    args = parser.parse_args()
+    if bool(args.target) != bool(args.model):
+        parser.error("--target and --model go together")
+    if not chosen(args.only):
+        parser.error(f"--only {args.only}: no such case; there are {', '.join(case.name for case in CASES)}")
+    return args
+
+
+def main() -> int:
+    """Run and return the exit code."""
+    args = arguments()
+    console = Console()
+    if not console.is_terminal:
+        console.width = LOG_COLUMNS  # a log has no width of its own
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended from outside, it still ends what it started
+    try:
+        rows = asyncio.run(run_all(chosen(args.only), args, console))
+    except KeyboardInterrupt:
+        return 130
+    console.print(table(rows))
+    counted = {outcome: sum(row.outcome == outcome for row in rows) for outcome in ("PASS", "FAIL", "SKIP")}
+    console.print(f"{counted['PASS']} passed, {counted['FAIL']} failed, {counted['SKIP']} skipped", highlight=False)
+    if counted["FAIL"]:
+        console.print(f"Logs: {LOGS.parent.name}/{LOGS.name}/")
+    return 1 if counted["FAIL"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
