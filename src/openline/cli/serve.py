@@ -1,0 +1,160 @@
+"""`openline serve`: run the server."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from openline.config import Config, ConfigError, UpstreamSettings, load
+from openline.engines.opening import USUAL_PORTS, find_local_upstream, open_router
+from openline.server.runner import bind, run
+
+_console = Console(highlight=False, soft_wrap=True)
+_errors = Console(stderr=True, highlight=False, soft_wrap=True)
+_MODELS_SECONDS_MAX = 3.0
+
+EXAMPLES = """
+Examples:
+
+  openline serve
+
+    in front of the model server that runs on this machine
+
+  openline serve --upstream chat:http://127.0.0.1:8000/v1
+
+    in front of vLLM, SGLang, llama.cpp, Ollama, LM Studio, …
+
+  openline serve --upstream responses:https://api.openai.com/v1
+
+    in front of OpenAI; its key comes from OPENLINE_UPSTREAM_API_KEY
+
+  openline serve --upstream scripted: --store none
+
+    without a model, and nothing is kept
+"""
+
+
+def serve(
+    *,
+    host: Annotated[str | None, typer.Option(help="Address to listen on; 127.0.0.1 unless configured.")] = None,
+    port: Annotated[
+        int | None, typer.Option(help="Port to listen on; 8484 unless configured, 0 for any free one.")
+    ] = None,
+    upstream: Annotated[
+        list[str] | None,
+        typer.Option(help="Who answers: chat:URL, responses:URL or scripted:[TRANSCRIPT]. May be repeated."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Where stored responses are kept: sqlite:PATH, sqlite::memory: or none.")
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="A configuration file in TOML.", envvar="OPENLINE_CONFIG")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain in PEM; with --tls-key.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key in PEM.")] = None,
+    log_level: Annotated[
+        str, typer.Option(help="debug, info, warning or error.", envvar="OPENLINE_LOG_LEVEL")
+    ] = "info",
+) -> None:
+    """Serve the Responses API, over WebSocket and HTTP, in front of a model server."""
+    flags = {
+        "host": host,
+        "port": port,
+        "upstream": upstream,
+        "store": store,
+        "tls_cert": str(tls_cert) if tls_cert else None,
+        "tls_key": str(tls_key) if tls_key else None,
+    }
+    try:
+        _start_logging(log_level)
+        _serve(load(config, os.environ, flags))
+    except ConfigError as error:
+        _errors.print(f"[bold red]openline:[/] {escape(str(error))}")
+        raise typer.Exit(2) from None
+
+
+serve.__doc__ = f"{serve.__doc__}\n\n{EXAMPLES}"
+
+
+def _serve(config: Config) -> None:
+    if not config.upstreams:
+        config = _with_found_upstream(config)
+    listening = bind(config)
+    models = asyncio.run(_models(config.upstreams))
+    run(config, listening, lambda: _print_started(config, listening, models))
+
+
+def _start_logging(level: str) -> None:
+    names = logging.getLevelNamesMapping()
+    if level.upper() not in names:
+        raise ConfigError(f"--log-level is '{level}': expected debug, info, warning or error.")
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    logging.getLogger("openline").setLevel(names[level.upper()])
+
+
+def _with_found_upstream(config: Config) -> Config:
+    found = asyncio.run(find_local_upstream())
+    if found is None:
+        looked = ", ".join(f"{name} {port}" for name, port in USUAL_PORTS.items())
+        _console.print(f"No model server answers on the usual ports ({looked}).")
+        _console.print("The [bold]scripted engine[/] answers instead: it follows a script and has no model.")
+        upstream = UpstreamSettings(kind="scripted")
+    else:
+        name, upstream = found
+        _console.print(f"Found a model server at {upstream.url}, where {name} usually listens.")
+    return msgspec.structs.replace(config, upstreams=(upstream,))
+
+
+async def _models(upstreams: tuple[UpstreamSettings, ...]) -> list[str]:
+    """The served models' names, for the hints; a dead upstream does not keep the server from starting."""
+    router = open_router(upstreams, show_detail=True)
+    try:
+        async with asyncio.timeout(_MODELS_SECONDS_MAX):
+            return [model.id for model in await router.models()]
+    except TimeoutError:
+        return []
+    finally:
+        await router.close()
+
+
+def _print_started(config: Config, listening: socket.socket, models: list[str]) -> None:
+    host, port = listening.getsockname()[:2]
+    scheme = "https" if config.server.tls_cert else "http"
+    shown = f"[{host}]" if ":" in host else host
+    base_url = f"{scheme}://{shown}:{port}/v1"
+    _console.print(f"\n[bold green]Openline listens on {escape(base_url)}[/]", end="")
+    _console.print(" (HTTP and WebSocket)" if config.server.websocket else " (HTTP only)")
+    for upstream in config.upstreams:
+        where = f" at {upstream.url}" if upstream.url else ""
+        _console.print(f"  behind it: [bold]{escape(upstream.label)}[/] ({upstream.kind}{escape(where)})")
+    if not models:
+        _console.print("  [yellow]It does not answer now[/]; /readyz tells when it does. Turns fail until then.")
+    _console.print(f"  models: {escape(', '.join(models[:8]) or 'not known yet')}")
+    _print_hints(base_url, models[0] if models else "MODEL", config)
+
+
+def _print_hints(base_url: str, model: str, config: Config) -> None:
+    key = "$OPENLINE_API_KEY" if config.keys else "any"
+    sdk = f'client = OpenAI(base_url="{base_url}", api_key="{key}")\nmodel = "{model}"'
+    lines = [("Python SDK", sdk)]
+    codex = f"""model = "{model}"
+model_provider = "openline"
+[model_providers.openline]
+name = "openline"
+base_url = "{base_url}"
+wire_api = "responses"
+supports_websockets = {"true" if config.server.websocket else "false"}"""
+    if config.keys:
+        codex += '\nenv_key = "OPENLINE_API_KEY"'
+    lines.append(("Codex, ~/.codex/config.toml", codex))
+    for title, text in lines:
+        _console.print(f"\n[dim]{title}[/]")
+        _console.print(escape(text))
+    _console.print()

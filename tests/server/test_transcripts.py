@@ -1,0 +1,30 @@
+"""Every golden transcript, reproduced by the real server for every kind of client.
+
+The scripted engine plays the recorded events as an upstream's. Ids, times and sequence numbers are the
+server's own: the ids and times are hidden behind placeholders, the numbers must come out as recorded.
+"""
+
+from __future__ import annotations
+
+import pytest
+from server.golden import PATHS, TRANSPORTS, needs_one_connection, record
+
+RUNS = [
+    pytest.param(path, transport, id=f"{path.stem}-{transport}")
+    for path in PATHS
+    for transport in TRANSPORTS
+    if transport == "websocket" or not needs_one_connection(path)
+]
+
+
+@pytest.mark.parametrize(("path", "transport"), RUNS)
+async def test_server_reproduces_the_transcript(start, request, path, transport):
+    """The same creates get the same events over WebSocket and SSE, and their last response as plain JSON.
+
+    Source: WebSocket mode guide, "Server events"; Responses API reference, "Create a response".
+    """
+    server = await start(upstream={"url": str(path)})
+    if transport == "websocket" and request.config.getoption("--record", default=False):
+        await record(server, path)
+    for expected, got in await TRANSPORTS[transport](server, path):
+        assert got == expected
