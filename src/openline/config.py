@@ -9,6 +9,7 @@ import hashlib
 import os
 import tomllib
 from collections.abc import Mapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
@@ -19,6 +20,14 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 EngineKind = Literal["chat", "responses", "scripted"]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address can only be this machine."""
+    try:
+        return ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")  # RFC 6761 §6.3
 
 
 class ConfigError(Exception):
@@ -69,6 +78,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         models: patterns of the model names that go to it.
         aliases: the name a client asks for → the name that this upstream knows.
         late_system_role: the role that system and developer messages get where they do not lead.
+        warmup: whether `generate: false` sends the prefix there in the background, with one token of output,
+            to fill its cache; `auto` does so on this machine only, where nobody is paid for it.
         max_tokens_field: the name it knows `max_output_tokens` by.
     """
 
@@ -81,6 +92,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: dict[str, str] = {}
     late_system_role: Literal["system", "developer", "user"] = "system"
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    warmup: Literal["auto", "prefill", "none"] = "auto"
     connect_seconds_max: Seconds = 10.0
     first_event_seconds_max: Seconds = 600.0  # a long prompt on a small machine prefills for minutes
     idle_seconds_max: Seconds = 300.0
@@ -92,6 +104,11 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def label(self) -> str:
         """What people call this upstream."""
         return self.name or urlsplit(self.url).netloc or self.kind
+
+    @property
+    def prefills(self) -> bool:
+        """Whether warm-ups reach it."""
+        return self.warmup == "prefill" or (self.warmup == "auto" and is_loopback(urlsplit(self.url).hostname or ""))
 
     @property
     def api_key(self) -> str:
@@ -196,7 +213,9 @@ def _check(config: Config) -> None:
     for index, upstream in enumerate(config.upstreams):
         parts = urlsplit(upstream.url)
         if "@" in parts.netloc:
-            raise ConfigError(f"upstreams[{index}].url has a name or password in it: put the key into api_key_env instead.")
+            raise ConfigError(
+                f"upstreams[{index}].url has a name or password in it: put the key into api_key_env instead."
+            )
         if upstream.kind != "scripted" and (parts.scheme not in {"http", "https"} or not parts.netloc):
             expected = "expected http://HOST:PORT/v1 or https://HOST/v1"
             raise ConfigError(f"upstreams[{index}].url is '{upstream.url}': {expected}.")

@@ -14,10 +14,10 @@ from typing import Any
 from aiohttp import web
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from server.running import running
 
 from openline.config import UpstreamSettings
 from openline.engines.chat import ChatEngine
+from server.running import running
 
 KINDS = ("text", "reasoning", "calls", "custom", "namespace", "reasoning and call")
 TOOLS = [

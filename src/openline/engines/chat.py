@@ -79,6 +79,7 @@ class ChatGeneration:
         self._names = request.names
         self.body = request.body
         self.dropped_tools = request.dropped_tools
+        self.prefills = request.prefills
 
     async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
         """Its deltas, a batch a read; `Ended` is the last one.

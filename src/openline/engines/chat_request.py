@@ -30,11 +30,13 @@ class ChatRequest(NamedTuple):
         body: its JSON.
         names: for every function that the upstream got, by the name it got, what the client calls it.
         dropped_tools: the types of the tools that were left out.
+        prefills: whether it is a warm-up that the upstream is to get.
     """
 
     body: bytes
     names: Mapping[str, ToolName]
     dropped_tools: tuple[str, ...]
+    prefills: bool
 
 
 def encode_request(request: EngineRequest, projection: ChatProjection, settings: UpstreamSettings) -> ChatRequest:
@@ -57,11 +59,14 @@ def encode_request(request: EngineRequest, projection: ChatProjection, settings:
         fields["tool_choice"] = tool_choice
         fields["parallel_tool_calls"] = create.parallel_tool_calls
     given = {name: value for name, value in fields.items() if value is not None}
+    if not create.generates:
+        given[settings.max_tokens_field] = 1  # a prefill, which no server does without a token behind it
     given["stream"] = True
     given["stream_options"] = {"include_usage": True}
     model = _encoder.encode(request.model)
     body = b'{"model":%b,"messages":[%b],%b' % (model, messages, _encoder.encode(given)[1:])
-    return ChatRequest(body, {tool.chat_name: tool.origin for tool in tools}, toolset.dropped)
+    prefills = not create.generates and settings.prefills and bool(messages)
+    return ChatRequest(body, {tool.chat_name: tool.origin for tool in tools}, toolset.dropped, prefills)
 
 
 def _sampling(create: Create, settings: UpstreamSettings) -> dict[str, Any]:

@@ -44,6 +44,11 @@ class Generation(Protocol):
         """The types of the tools that this upstream cannot do and that were left out."""
         ...
 
+    @property
+    def prefills(self) -> bool:
+        """Whether a warm-up is worth running: it fills the upstream's prefix cache, and produces one token."""
+        ...
+
     def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
         """Run it. The first batch, which may be empty, comes when the upstream has accepted.
 

@@ -113,6 +113,7 @@ class _Generation:
     """One request, as the upstream's events."""
 
     dropped_tools: Sequence[str] = ()
+    prefills = False  # nothing says that it has a cache to fill, and a hosted one would be paid for it
 
     def __init__(self, upstream: Upstream, body: bytes) -> None:
         self._upstream = upstream

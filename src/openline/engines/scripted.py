@@ -147,17 +147,19 @@ def _played(frame: dict[str, Any]) -> list[Delta] | ProtocolError:
 
 def _was_engines(turn: RecordedTurn) -> bool:
     """Whether an engine answered this turn: not a warm-up, and not a refusal of the server's own."""
-    options = turn.create.get("prompt_cache_options") or {}
+    options: dict[str, Any] = turn.create.get("prompt_cache_options") or {}
     if turn.create.get("generate") is False or options.get("prewarm") is True:
         return False
     last = turn.events[-1].frame
-    return last["type"] != "error" or (last.get("error") or {}).get("code") in _ENGINE_REFUSALS
+    error: dict[str, Any] = last.get("error") or {}
+    return last["type"] != "error" or error.get("code") in _ENGINE_REFUSALS
 
 
 class _Script:
     """Batches to play, in order, with the upstream's delays; an error among them ends it."""
 
     dropped_tools: Sequence[str] = ()
+    prefills = False
 
     def __init__(self, batches: Sequence[list[Delta] | ProtocolError], settings: UpstreamSettings) -> None:
         self._batches = batches

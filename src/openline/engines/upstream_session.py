@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import ssl
 from types import SimpleNamespace
 from typing import Final
@@ -12,7 +11,7 @@ import aiohttp
 from yarl import URL
 
 from openline import __version__
-from openline.config import ConfigError, UpstreamSettings
+from openline.config import ConfigError, UpstreamSettings, is_loopback
 
 EVENT_STREAM: Final = "text/event-stream"
 JSON: Final = "application/json"
@@ -69,16 +68,9 @@ def proxy_of(url: str) -> URL | None:
     """
     target = URL(url)
     found = getproxies_environment().get(target.scheme)
-    if found is None or _is_loopback(target.host or "") or proxy_bypass(target.authority):
+    if found is None or is_loopback(target.host or "") or proxy_bypass(target.authority):
         return None
     return URL(found if "://" in found else f"http://{found}")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost" or host.endswith(".localhost")
 
 
 async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:

@@ -10,11 +10,10 @@ import hashlib
 import hmac
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from ipaddress import ip_address
 from typing import Final
 from urllib.parse import urlsplit
 
-from openline.config import KeySettings
+from openline.config import KeySettings, is_loopback
 from openline.protocol.errors import ProtocolError
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -29,16 +28,6 @@ def header(headers: Headers, name: bytes) -> str | None:
         if key == name:
             return value.decode("latin-1")
     return None
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host name or address can only be this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_name(host: str) -> str:
@@ -100,10 +89,9 @@ class Guard:
         if origin is not None and origin not in self._allowed_origins:
             message = "This 'Origin' is not allowed. List it in server.allowed_origins if the page may use this server."
             raise ProtocolError("origin_not_allowed", message)
-        if self._loopback_only:
-            if not is_loopback(_host_name(header(headers, b"host") or "localhost")):
-                message = "This server listens on loopback: expected 'localhost' or a loopback address as 'Host'."
-                raise ProtocolError("host_not_allowed", message)
+        if self._loopback_only and not is_loopback(_host_name(header(headers, b"host") or "localhost")):
+            message = "This server listens on loopback: expected 'localhost' or a loopback address as 'Host'."
+            raise ProtocolError("host_not_allowed", message)
 
     def connect(self, owner: str) -> None:
         """An owner opens a socket; `disconnect` gives it back.

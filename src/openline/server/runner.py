@@ -14,12 +14,12 @@ from typing import Final
 
 import uvicorn
 
-from openline.config import Config, ConfigError
+from openline.config import Config, ConfigError, is_loopback
 from openline.engines.opening import open_router
 from openline.engines.router import Router
 from openline.observe import Hook, LogHook
 from openline.server.app import App
-from openline.server.guard import Guard, is_loopback
+from openline.server.guard import Guard
 from openline.state.opening import open_store
 from openline.state.store import Store
 from openline.turns.registry import Registry

@@ -15,7 +15,7 @@ from openline.protocol.errors import ProtocolError
 from openline.server.asgi import ClientGone, Message, Receive, Send
 from openline.state.cache import ConnectionCache
 from openline.turns.log import LogReader, Window
-from openline.turns.registry import Registry
+from openline.turns.registry import Registry, Turn
 from openline.turns.run import TurnRequest
 
 
@@ -50,6 +50,7 @@ class Socket:
         self._window = Window(send_buffer_bytes_max)
         self._group: asyncio.TaskGroup
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._warmed: dict[str | None, Turn] = {}  # a lane's last turn, if it was a warm-up: it may still prefill
 
     def __repr__(self) -> str:
         return f"<Socket {self._owner} {self._connection!r} {self._window!r}>"
@@ -63,6 +64,8 @@ class Socket:
                     await self._take(message)
             for delivery in self._deliveries:
                 delivery.cancel()
+            for warmed in self._warmed.values():
+                warmed.cancel()
 
     async def _take(self, message: Message) -> None:
         text: str | bytes | None = message.get("text")
@@ -83,6 +86,8 @@ class Socket:
 
     def _start(self, start: Start) -> None:
         create = start.create
+        if warmed := self._warmed.pop(create.stream_id, None):
+            warmed.cancel()  # the turn brings the whole prefix itself
         turn = self._registry.start(
             TurnRequest(
                 owner=self._owner,
@@ -95,6 +100,8 @@ class Socket:
             ),
             self._window,
         )
+        if not create.generates:
+            self._warmed[create.stream_id] = turn
         # The reader is there before its task runs, so that a peer that is gone by then still abandons its turn.
         reader = turn.log.deliver()
         delivery = self._group.create_task(self._deliver(reader, create.stream_id))

@@ -22,8 +22,11 @@ class Turn:
         return f"<Turn {self.request.transport} {self.log!r}>"
 
     def cancel(self) -> None:
-        """Stop generating. The response ends as incomplete, reason `cancelled`; one that is being kept is left alone."""
-        if not self.log.closing:
+        """Stop generating, or prefilling after a warm-up's end.
+
+        The response ends as incomplete, reason `cancelled`; one that is being kept is left alone.
+        """
+        if self.log.ended or not self.log.closing:
             self._task.cancel()
 
     @property

@@ -139,6 +139,8 @@ async def run_turn(request: TurnRequest, log: TurnLog, parts: Parts) -> None:
         _evict_failed_parent(request)
         log.refuse(error or ProtocolError("internal_error", "The turn was cancelled before it started."))
     parts.hook.turn_ended(_details(request, log, bound, writer, error, started_at))
+    if bound is not None and error is None and bound.generation.prefills:
+        await _prefill(bound)
 
 
 async def _bind(request: TurnRequest, parts: Parts) -> _Bound:
@@ -192,6 +194,19 @@ async def _generate(request: TurnRequest, bound: _Bound, writer: _Writer, parts:
         raise ProtocolError("upstream_error", f"Upstream '{bound.upstream}' ended its answer before it was finished.")
 
 
+async def _prefill(bound: _Bound) -> None:
+    """Let the upstream read a warm-up's prefix, so that the next turn finds it in its cache; nobody waits for this.
+
+    Source: WebSocket mode guide, "Warm-up".
+    """
+    try:
+        async with aclosing(bound.generation.stream()) as batches:
+            async for _ in batches:
+                pass
+    except ProtocolError as error:
+        _log.info("the prefix of %s was not prefilled: %s", bound.response["id"], error.message)
+
+
 def _is_refusal(request: TurnRequest, writer: _Writer, error: ProtocolError | None) -> bool:
     """Before `response.created` a turn is refused, after it it fails; a plain JSON answer has shown nothing yet."""
     return error is not None and (writer.opened_at is None or request.transport == "json")
@@ -216,7 +231,10 @@ async def _keep_and_announce(
         stored = request.create.stores and _is_chainable(bound)
         node = bound.context.extend([item_of(item) for item in response["output"]])
         request.cache.keep(request.owner, request.stream_id, Anchor(response["id"], node, bound.model, stored))
-    writer.end(response)
+    if error is not None and _is_refusal(request, writer, error):
+        writer.log.refuse(error)
+    else:
+        writer.end(response)
     return error
 
 
