@@ -1,0 +1,101 @@
+"""The one transcript format."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openline.protocol.transcript import BadTranscript, Line, read_lines, turns, write_line
+
+_json = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+_lines = st.builds(
+    Line,
+    st.floats(0, 1e9, allow_nan=False),
+    st.sampled_from([">", "<"]),
+    st.dictionaries(st.text(), _json, max_size=4),
+)
+
+
+def to_server(event_type="response.create", **fields):
+    return Line(0.0, ">", {"type": event_type, **fields})
+
+
+def from_server(event_type, **fields):
+    return Line(0.0, "<", {"type": event_type, **fields})
+
+
+@given(st.lists(_lines))
+def test_what_is_written_is_read(lines):
+    """Any frame survives, with any character in it."""
+    assert read_lines("\n".join(map(write_line, lines))) == lines
+
+
+@pytest.mark.parametrize("character", ["\u2028", "\u0085", "\x0b", "\x0c", "\x1c", "\r"])
+def test_only_a_newline_ends_a_line(character):
+    """JSON strings may hold what Python takes for line breaks (RFC 8259 §7)."""
+    line = Line(0.5, ">", {"text": f"a{character}b"})
+    assert read_lines(write_line(line) + "\r\n\n \n" + write_line(line)) == [line, line]
+
+
+def test_line_reads_aloud():
+    """Seconds, direction, frame: in this order."""
+    assert write_line(Line(1.5, "<", {"type": "x"})) == '{"t":1.5,"dir":"<","frame":{"type":"x"}}'
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "nope",
+        "[]",
+        '{"t":0,"dir":"<"}',
+        '{"t":"0","dir":"<","frame":{}}',
+        '{"t":0,"dir":"=","frame":{}}',
+        '{"t":0,"dir":"<","frame":[]}',
+    ],
+)
+def test_bad_line_is_named(bad):
+    """A fixture is edited by hand: the message says where to look."""
+    good = write_line(to_server())
+    with pytest.raises(BadTranscript, match=r"^Line 3 is not a transcript line"):
+        read_lines(f"{good}\n\n{bad}\n{good}")
+
+
+@pytest.mark.parametrize("end", ["response.completed", "response.incomplete", "response.failed", "error"])
+def test_turn_ends_with_its_terminal_event_or_error(end):
+    """One create, one end (WebSocket mode guide, "Turn lifecycle")."""
+    lines = [to_server(model="a"), from_server("response.created"), from_server(end), from_server("stray")]
+    (turn,) = turns([*lines])
+    assert (turn.create["model"], [line.frame["type"] for line in turn.events]) == ("a", ["response.created", end])
+
+
+def test_turns_come_in_order():
+    """Creates sent before the last turn ended are answered first in, first out (WebSocket mode guide, "stream_id")."""
+    one, two = to_server(model="1"), to_server(model="2")
+    done = [from_server("response.completed", of="1"), from_server("response.completed", of="2")]
+    for lines in ([one, done[0], two, done[1]], [one, two, *done]):
+        assert [(turn.create["model"], turn.events[-1].frame["of"]) for turn in turns(lines)] == [
+            ("1", "1"),
+            ("2", "2"),
+        ]
+
+
+def test_named_lanes_are_not_among_them():
+    """The turns are the default lane's (WebSocket mode guide, "stream_id")."""
+    lines = [
+        to_server(model="1"),
+        to_server(model="a1", stream_id="a"),
+        from_server("response.completed", stream_id="a"),
+        from_server("response.completed"),
+    ]
+    (turn,) = turns(lines)
+    assert (turn.create["model"], turn.events) == ("1", lines[3:])
+
+
+def test_unfinished_turn_is_none():
+    """What was cut before its end is no turn; acknowledgements are none either."""
+    assert list(turns([to_server("response.processed"), to_server(), from_server("response.created")])) == []
