@@ -198,18 +198,42 @@ def test_refusals_count_in_the_queue():
         connection.receive(refused("4"))
 
 
+def test_bytes_that_wait_are_bounded():
+    """Sixty-four creates may wait, but not of any size; one alone always may."""
+    connection = Connection(Limits(creates_queued_bytes_max=1000))
+    receive(connection, create("1"))
+    big = create("2", instructions="x" * 2000)
+    connection.receive(big)
+    with pytest.raises(ProtocolError, match="bytes of creates wait") as caught:
+        connection.receive(create("3"))
+    assert (caught.value.code, caught.value.status) == ("server_is_overloaded", 503)
+    assert end(connection) == ["2"]
+    connection.receive(create("4"))
+
+
 # --- A refusal in its lane
 
 
 def test_refusal_waits_for_its_lanes_head(connection):
     """Clients take any `error` on a lane as the end of its running turn (WebSocket mode guide, "Turn lifecycle")."""
     assert receive(connection, create("1"), refused("2"), create("3")) == ["1"]
-    assert end(connection) == ["(2)", "3"]
+    assert end(connection) == ["(2)"]
+    assert end(connection) == ["3"]
 
 
 def test_refusal_on_an_idle_lane_is_written_at_once(connection):
     """There is nothing to wait for (WebSocket mode guide, "Turn lifecycle")."""
-    assert receive(connection, refused("1", "a"), refused("2", "a"), create("3", "a")) == ["(1)", "(2)", "3"]
+    assert receive(connection, refused("1", "a")) == ["(1)"]
+
+
+def test_nothing_of_a_lane_overtakes_its_refusal(connection):
+    """Until its error is written the next turn waits: an `error` after a terminal event ends a connection for clients.
+
+    Source: WebSocket mode guide, "Turn lifecycle", hard rules.
+    """
+    assert receive(connection, refused("1", "a"), refused("2", "a"), create("3", "a")) == ["(1)"]
+    assert end(connection, "a") == ["(2)"]
+    assert end(connection, "a") == ["3"]
 
 
 def test_refusal_needs_no_slot(connection):
@@ -221,7 +245,8 @@ def test_refusal_needs_no_slot(connection):
 def test_refusal_on_one_lane_leaves_the_others_running(connection):
     """A request-scoped error is that request's alone (WebSocket mode guide, "stream_id")."""
     receive(connection, create("a1", "a"))
-    assert receive(connection, refused("b1", "b"), create("b2", "b")) == ["(b1)", "b2"]
+    assert receive(connection, refused("b1", "b"), create("b2", "b")) == ["(b1)"]
+    assert end(connection, "b") == ["b2"]
     assert end(connection, "a") == []
 
 

@@ -24,7 +24,7 @@ class Model:
 
     limits: Limits
     names: set[str] = field(default_factory=set)
-    running: dict[str | None, int] = field(default_factory=dict)
+    running: dict[str | None, bool] = field(default_factory=dict)  # lane, whether it is a refusal
     waiting: list[tuple[str | None, int, bool]] = field(default_factory=list)  # lane, number, refused
     ready_since: dict[str | None, int] = field(default_factory=dict)
     clock: int = 0
@@ -47,14 +47,15 @@ class Model:
     def next_turn(self) -> tuple[str | None, int, bool] | None:
         for lane in sorted(self.ready_since, key=self.ready_since.__getitem__):
             head = next(entry for entry in self.waiting if entry[0] == lane)
-            if head[2] or len(self.running) < self.limits.responses_active_max:
+            if head[2] or self.active() < self.limits.responses_active_max:
                 self.waiting.remove(head)
                 del self.ready_since[lane]
-                if not head[2]:
-                    self.running[lane] = head[1]
-                self.note_ready()
+                self.running[lane] = head[2]
                 return head
         return None
+
+    def active(self) -> int:
+        return sum(not refused for refused in self.running.values())
 
     def end_turn(self, lane: str | None) -> None:
         del self.running[lane]
@@ -122,8 +123,8 @@ class Lanes(RuleBasedStateMachine):
     @invariant()
     def never_more_than_may_run(self):
         """At most so many responses are active, over all lanes (WebSocket mode guide, "Limits")."""
-        assert len(self.model.running) <= self.model.limits.responses_active_max
-        assert f"active={len(self.model.running)} queued={len(self.model.waiting)}>" in repr(self.connection)
+        assert self.model.active() <= self.model.limits.responses_active_max
+        assert f"active={self.model.active()} queued={len(self.model.waiting)}>" in repr(self.connection)
 
     def teardown(self):
         """Whatever was accepted comes out, once, and in its lane's order."""

@@ -26,8 +26,6 @@ LANE_RULES = {
     (LaneState.WAITING, LaneEvent.QUEUED): LaneState.WAITING,
     (LaneState.RUNNING, LaneEvent.QUEUED): LaneState.RUNNING,
     (LaneState.WAITING, LaneEvent.STARTED): LaneState.RUNNING,
-    (LaneState.WAITING, LaneEvent.REFUSED): LaneState.WAITING,
-    (LaneState.WAITING, LaneEvent.REFUSED_LAST): LaneState.IDLE,
     (LaneState.RUNNING, LaneEvent.ENDED): LaneState.WAITING,
     (LaneState.RUNNING, LaneEvent.ENDED_LAST): LaneState.IDLE,
 }

@@ -153,7 +153,6 @@ OURS = {
     "store": True,
     "background": True,
     "prompt_cache_key": "theirs",
-    "output": [{"type": "message"}],
 }
 
 
@@ -164,6 +163,30 @@ def test_upstreams_terminal_response_does_not_decide_what_is_ours(field):
     mine = relayed([ended()], opened).finish()
     theirs = relayed([ended(**{field: OURS[field]})], opened).finish()
     assert theirs == mine
+
+
+def test_output_that_was_never_streamed_comes_with_the_end():
+    """Servers that only pretend to stream send the whole output there (streaming reference, "Event order")."""
+    item = {"type": "message", "id": "msg_theirs", "role": "assistant", "status": "completed", "content": []}
+    final = relayed([ended(output=[item])]).finish()
+    (message,) = final["output"]
+    assert message == {**item, "id": message["id"]}
+    assert message["id"] != "msg_theirs"
+
+
+def test_output_that_was_streamed_is_not_brought_again():
+    """What the events said stands (streaming reference, "Event order")."""
+    final = relayed([*upstream.message(0), ended(output=[{"type": "message", "content": "other"}])]).finish()
+    assert final["output"] == relayed([*upstream.message(0), ended()]).finish()["output"]
+
+
+@pytest.mark.parametrize(
+    "event_type", [None, "", [], 5, "raw", "open", "close", "event", "reconnecting", "reconnected"]
+)
+def test_event_without_a_usable_type_goes_no_further(event_type):
+    """Node's SDK drops its connection at one (WebSocket mode guide, "Framing")."""
+    with_it = relayed([{"type": event_type, "note": 1}, ended()])
+    assert len(with_it.events) == len(relayed([ended()]).events)
 
 
 def test_null_of_an_upstream_does_not_hide_what_we_know():
@@ -236,7 +259,6 @@ ILLEGAL = {
     "terminal without a response": [{"type": "response.completed"}],
     "terminal of no shape": [{"type": "response.incomplete", "response": {"incomplete_details": "x"}}],
     "usage of no shape": [{"type": "response.completed", "response": {"usage": 5}}],
-    "type of no shape": [{"type": []}],
 }
 
 

@@ -51,9 +51,23 @@ _CALL_EVENTS: Final = {
     "custom_tool_call": ("response.custom_tool_call_input.delta", "response.custom_tool_call_input.done", "input"),
 }
 _PART_OF_EVENT: Final = {event: part for part, events in _PART_EVENTS.items() for event in events}
+# WebSocket mode guide, "Framing": the Node SDK gives these names to its own events.
+_RESERVED_TYPES: Final = frozenset({"", "raw", "close", "event", "reconnecting", "reconnected", "open"})
 # What an upstream's terminal response may not decide: whose response it is, and what was asked.
 _OURS: Final = frozenset(
-    {"id", "created_at", "completed_at", "model", "status", "output", "error", "instructions", "tools", "metadata"}
+    {
+        "id",
+        "object",
+        "created_at",
+        "completed_at",
+        "model",
+        "status",
+        "output",
+        "error",
+        "instructions",
+        "tools",
+        "metadata",
+    }
     | {"previous_response_id", "store", "background", "prompt_cache_key", "conversation", "incomplete_details"}
 )
 
@@ -265,7 +279,9 @@ class Builder:
             raise IllegalTransition(msg) from error
 
     def _upstream_event(self, event: Event) -> None:
-        event_type: str = event.get("type", "")
+        event_type: Any = event.get("type")
+        if not isinstance(event_type, str) or event_type in _RESERVED_TYPES:
+            return  # Node's SDK drops its connection at such an event
         if event_type in {"response.failed", "error"}:
             # Else a failed turn would end as completed.
             msg = f"'{event_type}' of an upstream is for its engine to raise as a ProtocolError."
@@ -276,7 +292,7 @@ class Builder:
             return  # ours have been sent, or will be
         elif event_type == "response.output_item.added":
             self._index_of[event.get("output_index")] = len(self.fold.items)
-            self._add_item(event["item"])
+            self._add_item(_checked_item(event["item"]))
         else:
             self._upstream_item_event(event, event_type)
 
@@ -291,13 +307,13 @@ class Builder:
             if event_type != "response.output_item.done":
                 return
             index = self._index_of[event["output_index"]] = len(self.fold.items)
-            self._add_item({**event["item"], "status": "in_progress"})
+            self._add_item({**_checked_item(event["item"]), "status": "in_progress"})
         item = self.fold.items[index]
         rest["output_index"] = index
         if "item_id" in rest:
             rest["item_id"] = item.id
         if "item" in rest:
-            rest["item"] = {**event["item"], "id": item.id}
+            rest["item"] = {**_checked_item(event["item"]), "id": item.id}
         part_type = _PART_OF_EVENT.get(event_type)
         if part_type is not None and event.get("content_index") == len(item.content):
             self._add_part(item, part_type)  # clients' accumulators want it before any text
@@ -305,6 +321,10 @@ class Builder:
 
     def _upstream_terminal(self, event: Event) -> None:
         response: Event = {**event["response"]}
+        for index, item in enumerate(response.get("output") or ()):
+            if index not in self._index_of:  # servers that only pretend to stream bring the output here
+                done = "response.output_item.done"
+                self._upstream_item_event({"type": done, "output_index": index, "item": item}, done)
         details: Event = response.get("incomplete_details") or {}
         reason: Any = details.get("reason")
         if event["type"] == "response.completed":
@@ -314,6 +334,18 @@ class Builder:
         if response.get("usage") is not None:
             response["usage"] = _complete_usage(response["usage"])
         self._upstream = response
+
+
+def _checked_item(item: Event) -> Event:
+    """An upstream's item, if its head can be read as that of every item in a context.
+
+    Raises:
+        TypeError: it cannot.
+    """
+    if not isinstance(item["type"], str) or not isinstance(item.get("call_id") or "", str):
+        msg = "'type' and 'call_id' of an item are strings"
+        raise TypeError(msg)
+    return item
 
 
 def _complete_usage(usage: Event) -> Event:

@@ -22,12 +22,13 @@ class Limits(msgspec.Struct, frozen=True):
     """What one connection may have at once; the guide's own numbers are the defaults.
 
     Source: WebSocket mode guide, "Limits" (16 responses, 32 named streams); the queue's
-    bound is ours, four turns for each that may run.
+    bounds are ours: four turns for each that may run, and two messages of the largest size.
     """
 
     lanes_named_max: int = 32
     responses_active_max: int = 16
     creates_queued_max: int = 64
+    creates_queued_bytes_max: int = 128 * 1024 * 1024
 
 
 class Start(msgspec.Struct, frozen=True):
@@ -38,10 +39,11 @@ class Start(msgspec.Struct, frozen=True):
 
 
 class _Lane:
-    __slots__ = ("queue", "state")
+    __slots__ = ("has_slot", "queue", "state")
 
     def __init__(self) -> None:
         self.state = LaneState.IDLE
+        self.has_slot = False  # whether what runs counts as one of the connection's active responses
         self.queue: deque[Start | Refused] = deque()
 
     def take(self, event: LaneEvent) -> None:
@@ -61,6 +63,7 @@ class Connection:
         self._waiting: deque[str | None] = deque()  # lanes whose head may start, longest wait first
         self._active = 0
         self._queued = 0
+        self._queued_bytes = 0
 
     def __repr__(self) -> str:
         return f"<Connection lanes={len(self._lanes)} active={self._active} queued={self._queued}>"
@@ -90,8 +93,8 @@ class Connection:
     def next_turn(self) -> Start | Refused | None:
         """The next create that may start, or the next refusal that has reached its lane's head.
 
-        A create that is returned counts as running until `end_turn`. A refusal is done
-        with once it is returned: write its error, and call again.
+        What is returned occupies its lane until `end_turn`, a refusal too: nothing of the
+        lane may overtake its error. Only a create needs one of the connection's slots.
         """
         full = self._active >= self._limits.responses_active_max
         for place, stream_id in enumerate(self._waiting):
@@ -102,12 +105,10 @@ class Connection:
             del self._waiting[place]
             self._queued -= 1
             lane.queue.popleft()
-            if isinstance(head, Start):
-                lane.take(LaneEvent.STARTED)
-                self._active += 1
-            else:
-                lane.take(LaneEvent.REFUSED if lane.queue else LaneEvent.REFUSED_LAST)
-                self._wait(stream_id, lane)
+            self._queued_bytes -= _size(head)
+            lane.take(LaneEvent.STARTED)
+            lane.has_slot = isinstance(head, Start)
+            self._active += lane.has_slot
             return head
         return None
 
@@ -115,22 +116,21 @@ class Connection:
         """The running turn of this lane has had its terminal event, or its error, written."""
         lane = self._lanes[stream_id]
         lane.take(LaneEvent.ENDED if lane.queue else LaneEvent.ENDED_LAST)
-        self._active -= 1
-        self._wait(stream_id, lane)
-
-    def _wait(self, stream_id: str | None, lane: _Lane) -> None:
-        if lane.state is LaneState.WAITING:
+        self._active -= lane.has_slot
+        if lane.queue:
             self._waiting.append(stream_id)
 
     def _enqueue(self, stream_id: str | None, entry: Start | Refused) -> None:
         lane = self._lanes.get(stream_id) or self._new_lane(stream_id)
         if self._queued >= self._limits.creates_queued_max:
-            message = f"{self._queued} creates wait on this connection already: expected at most that many."
-            raise ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"}, stream_id=stream_id)
+            raise _overloaded(f"{self._queued} creates", stream_id)
+        if self._queued and self._queued_bytes + _size(entry) > self._limits.creates_queued_bytes_max:
+            raise _overloaded(f"{self._queued_bytes} bytes of creates", stream_id)
         was_idle = lane.state is LaneState.IDLE
         lane.take(LaneEvent.QUEUED)
         lane.queue.append(entry)
         self._queued += 1
+        self._queued_bytes += _size(entry)
         if was_idle:
             self._waiting.append(stream_id)
 
@@ -143,6 +143,15 @@ class Connection:
             raise ProtocolError("websocket_stream_limit_reached", message, param="stream_id", stream_id=stream_id)
         lane = self._lanes[stream_id] = _Lane()
         return lane
+
+
+def _size(entry: Start | Refused) -> int:
+    return len(entry.body) if isinstance(entry, Start) else 0
+
+
+def _overloaded(what: str, stream_id: str | None) -> ProtocolError:
+    message = f"{what} wait on this connection already: let some of them end first."
+    return ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"}, stream_id=stream_id)
 
 
 def frame(event: bytes, stream_id: str | None) -> str:

@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
+MESSAGE_CHARS_MAX: Final = 1000
+PARAM_CHARS_MAX: Final = 256
+
 
 class ErrorKind(NamedTuple):
     """How a code goes out: its HTTP status, the wire's `type`, and the wire's `code` (null for some)."""
@@ -92,10 +95,11 @@ class ProtocolError(Exception):
         headers: dict[str, str] | None = None,
         stream_id: str | None = None,
     ) -> None:
-        super().__init__(message)
+        # What a client sent stands in some messages, and may be as long as its request.
+        self.message = message if len(message) <= MESSAGE_CHARS_MAX else f"{message[: MESSAGE_CHARS_MAX - 1]}…"
+        super().__init__(self.message)
         self.code = code
-        self.message = message
-        self.param = param
+        self.param = param[:PARAM_CHARS_MAX] if param is not None else None
         self.headers = headers or {}
         self.stream_id = stream_id
 

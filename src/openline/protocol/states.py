@@ -24,11 +24,9 @@ class LaneEvent(Enum):
     """What can happen to a lane."""
 
     QUEUED = "queued"  # a create, or its refusal, took a place in the lane
-    STARTED = "started"  # the turn at the head got one of the connection's slots
-    REFUSED = "refused"  # the refusal at the head was written; others wait behind it
-    REFUSED_LAST = "refused_last"  # the refusal at the head was written; nothing waits
-    ENDED = "ended"  # the turn's terminal event was written; others wait behind it
-    ENDED_LAST = "ended_last"  # the turn's terminal event was written; nothing waits
+    STARTED = "started"  # the turn at the head got one of the connection's slots, or its refusal is being written
+    ENDED = "ended"  # the turn's terminal event, or its error, was written; others wait behind it
+    ENDED_LAST = "ended_last"  # the turn's terminal event, or its error, was written; nothing waits
 
 
 # WebSocket mode guide, "stream_id": within a lane turns run one after another in
@@ -38,8 +36,6 @@ LANE: Final[dict[LaneState, dict[LaneEvent, LaneState]]] = {
     LaneState.WAITING: {
         LaneEvent.QUEUED: LaneState.WAITING,
         LaneEvent.STARTED: LaneState.RUNNING,
-        LaneEvent.REFUSED: LaneState.WAITING,
-        LaneEvent.REFUSED_LAST: LaneState.IDLE,
     },
     LaneState.RUNNING: {
         LaneEvent.QUEUED: LaneState.RUNNING,
