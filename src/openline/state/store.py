@@ -6,9 +6,16 @@ from typing import Protocol
 
 import msgspec
 
+from openline.protocol.errors import ProtocolError
+
 
 class StoreUnavailable(Exception):  # noqa: N818 - a state of the store
     """The store cannot be read or written now; the message says why, without content."""
+
+
+def store_unavailable(error: StoreUnavailable) -> ProtocolError:
+    """What the client is told."""
+    return ProtocolError("store_unavailable", f"The store cannot be used now: {error}.", headers={"retry-after": "1"})
 
 
 class StoredTurn(msgspec.Struct, frozen=True):

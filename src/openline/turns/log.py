@@ -9,9 +9,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from openline.protocol.errors import ProtocolError
+
+# How far an observer may be behind the client before it is cut off. Readers wake in no order, so one that is not
+# slow at all is behind by what was written last.
+LAG_BYTES_MAX: Final = 1024 * 1024
 
 
 class ReaderLagged(Exception):  # noqa: N818 - a state, told to one reader
@@ -66,6 +70,8 @@ class TurnLog:
     def __init__(self, window: Window | None = None, on_abandoned: Callable[[], object] | None = None) -> None:
         self._events: list[bytes] = []
         self._first = 0  # the number of the first event that is kept
+        self._delivered = 0  # how many the client's transport has taken
+        self._left = False  # whether the delivering reader has come and gone
         self._window = window
         self._on_abandoned = on_abandoned
         self._readers: set[LogReader] = set()
@@ -90,6 +96,8 @@ class TurnLog:
             last: the final response, when the terminal event is among them.
         """
         self._events.extend(events)
+        if self._left:
+            self._trim(len(self))  # nobody holds the writer up any more, so observers keep up or are cut off
         if self._window is not None:
             self._window.add(sum(map(len, events)))
         if last is not None:
@@ -128,9 +136,11 @@ class TurnLog:
         if reader not in self._readers:
             return
         self._readers.discard(reader)
-        if reader.delivering and self._window is not None:
-            self._window.add(-sum(map(len, self._events)))
-            self._window = None
+        if reader.delivering:
+            self._left = True
+            if self._window is not None:
+                self._window.add(-self._bytes(self._delivered, len(self)))
+                self._window = None
         if not self._readers and not self.ended and self._on_abandoned is not None:
             self._on_abandoned()
 
@@ -147,11 +157,25 @@ class TurnLog:
 
     def delivered(self, cursor: int) -> None:
         """The client's transport has taken everything before `cursor`."""
-        count = cursor - self._first
         if self._window is not None:
-            self._window.add(-sum(map(len, self._events[:count])))
-        del self._events[:count]
-        self._first = cursor
+            self._window.add(-self._bytes(self._delivered, cursor))
+        self._delivered = cursor
+        self._trim(cursor)
+
+    def _trim(self, cursor: int) -> None:
+        """Let go of what is before `cursor`, as far as no observer still wants it."""
+        keep = cursor
+        if len(self._readers) > 1 or self._left:
+            keep = max(self._first, min((reader.cursor for reader in self._readers), default=cursor))
+            lag = self._bytes(keep, cursor)
+            while lag > LAG_BYTES_MAX:  # whoever has not read this one is cut off
+                lag -= len(self._events[keep - self._first])
+                keep += 1
+        del self._events[: keep - self._first]
+        self._first = keep
+
+    def _bytes(self, start: int, end: int) -> int:
+        return sum(map(len, self._events[start - self._first : end - self._first]))
 
     def _wake(self) -> None:
         for reader in self._readers:
@@ -161,13 +185,13 @@ class TurnLog:
 class LogReader:
     """One reader's cursor. It must leave, however its reading ends; as a context manager it does."""
 
-    __slots__ = ("_cursor", "_log", "_news", "delivering")
+    __slots__ = ("_log", "_news", "cursor", "delivering")
 
     def __init__(self, log: TurnLog, *, delivering: bool) -> None:
         self._log = log
         self._news: asyncio.Future[None] | None = None
         self.delivering = delivering
-        self._cursor = log.attach(self)
+        self.cursor = log.attach(self)
 
     def __enter__(self) -> Self:
         return self
@@ -190,11 +214,11 @@ class LogReader:
         """
         log = self._log
         if self.delivering:
-            log.delivered(self._cursor)
+            log.delivered(self.cursor)
         while True:
-            events = log.after(self._cursor)
+            events = log.after(self.cursor)
             if events:
-                self._cursor += len(events)
+                self.cursor += len(events)
                 return events
             if log.refusal is not None:
                 raise log.refusal

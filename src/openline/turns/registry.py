@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 
+from openline.protocol.errors import ProtocolError
+from openline.turns.bind import Parts, TurnRequest
 from openline.turns.log import TurnLog, Window
-from openline.turns.run import Parts, TurnRequest, run_turn
+from openline.turns.run import run_turn
 
 
 class Turn:
-    """A running turn: its log, and the right to stop it."""
+    """A running turn: its log, the task that writes it, and the right to stop it."""
 
-    __slots__ = ("_task", "log", "request")
+    __slots__ = ("log", "request", "task")
 
     def __init__(self, request: TurnRequest, window: Window, parts: Parts) -> None:
         self.request = request
         self.log = TurnLog(window, on_abandoned=self.cancel)
-        self._task = asyncio.get_running_loop().create_task(run_turn(request, self.log, parts))
+        self.task = asyncio.get_running_loop().create_task(run_turn(request, self.log, parts))
 
     def __repr__(self) -> str:
         return f"<Turn {self.request.transport} {self.log!r}>"
@@ -27,12 +29,7 @@ class Turn:
         The response ends as incomplete, reason `cancelled`; one that is being kept is left alone.
         """
         if self.log.ended or not self.log.closing:
-            self._task.cancel()
-
-    @property
-    def task(self) -> asyncio.Task[None]:
-        """What writes the log."""
-        return self._task
+            self.task.cancel()
 
 
 class Registry:
@@ -57,8 +54,13 @@ class Registry:
         """
         turn = Turn(request, window, self._parts)
         self._turns[turn.task] = turn
-        turn.task.add_done_callback(self._turns.pop)
+        turn.task.add_done_callback(self._forget)
         return turn
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        log = self._turns.pop(task).log
+        if not log.ended:  # cancelled before its first step, or a defect: its readers must not wait for ever
+            log.refuse(ProtocolError("internal_error", "The turn was stopped before it could end."))
 
     async def close(self) -> None:
         """Stop every turn and wait until each has ended and been kept."""

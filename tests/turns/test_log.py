@@ -1,0 +1,274 @@
+"""The turn log: its readers, its window, what it keeps, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openline.protocol.errors import ProtocolError
+from openline.turns.log import LAG_BYTES_MAX, ReaderLagged, TurnLog, Window
+
+RESPONSE = {"id": "resp_1"}
+REFUSAL = ProtocolError("rate_limit_exceeded", "Not now.")
+
+
+async def everything(reader):
+    """All that a reader gets until the turn has ended."""
+    events = []
+    while batch := await reader.read():
+        events += batch
+    return events
+
+
+async def waits(awaitable):
+    """Whether this waits for something that has not happened; it is left waiting."""
+    task = asyncio.ensure_future(awaitable)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    return None if task.done() else task
+
+
+async def test_a_reader_gets_the_events_in_order_and_then_the_end():
+    """What was appended is read in order, in as large pieces as there are; an ended log reads as empty."""
+    log = TurnLog()
+    with log.deliver() as reader:
+        log.append([b"1", b"2"])
+        log.append([b"3"])
+        assert await reader.read() == [b"1", b"2", b"3"]
+        log.append([b"4"], last=RESPONSE)
+        assert await reader.read() == [b"4"]
+        assert await reader.read() == []
+        assert await reader.read() == []
+    assert log.response is RESPONSE
+
+
+async def test_a_waiting_reader_is_woken_by_an_event():
+    """A reader that has read everything waits, and an append wakes it."""
+    log = TurnLog()
+    with log.deliver() as reader:
+        reading = await waits(reader.read())
+        log.append([b"1"])
+        assert await reading == [b"1"]
+
+
+async def test_a_refused_turn_gives_its_readers_nothing_but_the_error():
+    """A refusal is all that any reader gets, whether it waited for it or came later."""
+    log = TurnLog()
+    with log.deliver() as early:
+        reading = await waits(early.read())
+        log.refuse(REFUSAL)
+        with pytest.raises(ProtocolError) as raised:
+            await reading
+        assert raised.value is REFUSAL
+    with log.observe() as late, pytest.raises(ProtocolError):
+        await late.read()
+    assert log.response is None
+
+
+async def test_a_full_window_holds_the_writer_up_until_the_client_has_taken_its_bytes():
+    """The writer waits from `bytes_max` on; reading again says that the bytes before were taken."""
+    log = TurnLog(Window(10))
+    with log.deliver() as reader:
+        log.append([b"x" * 9])
+        assert await waits(log.writable()) is None
+        log.append([b"x"])
+        writing = await waits(log.writable())
+        assert writing is not None
+        await reader.read()  # taken out of the log, but not yet by the transport
+        assert not writing.done()
+        reading = await waits(reader.read())
+        await writing
+        log.append([b"y"], last=RESPONSE)
+        assert await reading == [b"y"]
+
+
+async def test_the_window_is_shared_by_the_turns_of_a_connection():
+    """Bytes that wait for one turn hold up the others of the same connection, and theirs only."""
+    window = Window(10)
+    one, two, other = TurnLog(window), TurnLog(window), TurnLog(Window(10))
+    with one.deliver() as reader, two.deliver():
+        one.append([b"x" * 10])
+        writing = await waits(two.writable())
+        assert writing is not None
+        assert await waits(other.writable()) is None
+        await reader.read()
+        reading = await waits(reader.read())
+        await writing
+        reading.cancel()
+
+
+async def test_a_reader_that_leaves_gives_its_bytes_back():
+    """Whatever waited for a client that has gone counts no more, and its turn is never held up again."""
+    window = Window(10)
+    log = TurnLog(window)
+    with log.deliver() as reader:
+        log.append([b"x" * 5])
+        await reader.read()
+        log.append([b"y" * 20])
+        writing = await waits(log.writable())
+        assert window.bytes == 25
+    await writing
+    assert window.bytes == 0
+    log.append([b"z" * 99])
+    assert window.bytes == 0
+    assert await waits(log.writable()) is None
+
+
+async def test_the_last_reader_to_leave_a_running_turn_abandons_it():
+    """The turn is told once, by the last of its readers, and not at all if it has ended."""
+    told = []
+    log = TurnLog(on_abandoned=lambda: told.append("abandoned"))
+    first, second = log.deliver(), log.observe()
+    first.leave()
+    assert told == []
+    second.leave()
+    second.leave()
+    assert told == ["abandoned"]
+
+    ended = TurnLog(on_abandoned=lambda: told.append("late"))
+    reader = ended.deliver()
+    ended.append([b"1"], last=RESPONSE)
+    reader.leave()
+    assert told == ["abandoned"]
+
+
+async def test_what_the_client_has_taken_is_not_kept():
+    """The log is trimmed behind its delivering reader, so a long answer costs no more than its window."""
+    log = TurnLog(Window(10))
+    with log.deliver() as reader:
+        for number in range(100):
+            log.append([b"%d" % number])
+            assert await reader.read() == [b"%d" % number]
+            assert len(log._events) == 1
+    assert len(log) == 100
+
+
+async def test_an_observer_that_keeps_up_sees_everything():
+    """A second reader gets every event too, whichever of the two wakes first."""
+    log = TurnLog()
+
+    async def watch():
+        with log.observe() as observer:
+            return await everything(observer)
+
+    async def write():
+        for number in range(100):
+            log.append([b"%d" % number])
+            await asyncio.sleep(0)
+        log.append([b"end"], last=RESPONSE)
+
+    async def deliver():
+        with log.deliver() as reader:
+            return await everything(reader)
+
+    expected = [b"%d" % number for number in range(100)] + [b"end"]
+    for order in ((watch, deliver, write), (deliver, watch, write), (write, watch, deliver)):
+        log = TurnLog()
+        results = await asyncio.gather(*(step() for step in order))
+        for step, result in zip(order, results, strict=True):
+            assert step is write or result == expected
+
+
+async def test_an_observer_that_lags_is_cut_off():
+    """A reader that falls further behind the client than is kept is told so, never given a gap."""
+    log = TurnLog()
+    with log.deliver() as reader, log.observe() as observer, log.observe() as late:
+        event = b"x" * (LAG_BYTES_MAX // 4)
+        for number in range(20):
+            log.append([event])
+            await reader.read()
+            if number < 3:
+                await observer.read()
+        assert len(log._events) * len(event) <= LAG_BYTES_MAX + 2 * len(event)
+        for slow in (observer, late):
+            with pytest.raises(ReaderLagged):
+                await slow.read()
+
+
+async def test_an_observer_that_comes_late_begins_with_what_is_kept():
+    """It is given no gap behind its first event."""
+    log = TurnLog()
+    with log.deliver() as reader:
+        for number in range(3):
+            log.append([b"%d" % number])
+            await reader.read()
+        with log.observe() as observer:
+            log.append([b"3"], last=RESPONSE)
+            assert await everything(observer) == [b"2", b"3"]
+
+
+async def test_an_observer_never_holds_the_writer_up():
+    """Only the delivering reader's bytes count in the window."""
+    window = Window(10)
+    log = TurnLog(window)
+    with log.deliver() as reader, log.observe():
+        for _ in range(10):
+            log.append([b"x" * 9])
+            await reader.read()
+        reading = await waits(reader.read())
+        assert window.bytes == 0
+        assert await waits(log.writable()) is None
+        reading.cancel()
+
+
+async def test_a_cancelled_read_loses_nothing():
+    """A read that is cancelled while it waits takes no event with it."""
+    log = TurnLog()
+    with log.deliver() as reader:
+        reading = await waits(reader.read())
+        reading.cancel()
+        log.append([b"1"])
+        assert await reader.read() == [b"1"]
+
+
+async def test_the_reprs_say_how_it_stands():
+    """What an operator sees of a log and a window."""
+    window = Window(10)
+    log = TurnLog(window)
+    with log.deliver():
+        log.append([b"12", b"3"], last=RESPONSE)
+        assert repr(log) == "<TurnLog events=0..2 readers=1 ended>"
+        assert repr(window) == "<Window 3 of 10 bytes>"
+
+
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.integers(0, 6), min_size=1, max_size=4)),
+        st.tuples(st.just("read"), st.just(None)),
+        st.tuples(st.just("leave"), st.just(None)),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_the_window_counts_what_the_client_has_not_taken(steps):
+    """Against a model of two lists: order is kept, nothing is lost or doubled, and the window's count is exact."""
+
+    async def run():
+        window, written, read, taken = Window(10), [], [], 0
+        log = TurnLog(window)
+        reader = log.deliver()
+        gone = False
+        for step, argument in steps:
+            match step:
+                case "append":
+                    events = [b"x" * size for size in argument]
+                    log.append(events)
+                    written += events
+                case "read" if not gone:
+                    if len(read) < len(written):
+                        taken = len(read)
+                        read += await reader.read()
+                case "leave":
+                    reader.leave()
+                    gone = True
+            assert read == written[: len(read)]
+            waiting = 0 if gone else sum(map(len, written[taken:]))
+            assert window.bytes == waiting
+            assert window.is_open == (waiting < 10)
+
+    asyncio.run(run())
