@@ -11,15 +11,21 @@ import tomllib
 from collections.abc import Mapping
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
-from urllib.parse import urlsplit
+from typing import Annotated, Any, Final, Literal, cast
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 from msgspec import Meta
 
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
-EngineKind = Literal["chat", "responses", "scripted"]
+_PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*\Z"  # it stands in log lines
+EngineKind = Literal["chat", "responses", "gguf", "scripted"]
+ServerKind = Literal["generic", "vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "openai", "mistral", "groq"]
+ModelFamily = Literal["generic", "qwen", "gemma", "gpt-oss", "mistral"]
+SystemRole = Literal["system", "developer", "user"]
+MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
+ReasoningField = Literal["reasoning", "reasoning_content", ""]
 
 
 def is_loopback(host: str) -> bool:
@@ -53,6 +59,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lanes_named_max: Count = 32  # WebSocket mode guide
     responses_active_max: Count = 16  # WebSocket mode guide
     creates_queued_max: Count = 64
+    creates_queued_bytes_max: Count = 128 * 1024 * 1024
     connections_per_owner_max: Count = 20_000
     ping_seconds: Seconds = 20.0
     pong_seconds_max: Seconds = 60.0
@@ -71,38 +78,54 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         kind: which engine speaks to it.
-        url: its API's root, ending in `/v1`; for `scripted`, a transcript's path or empty.
-        name: its name in logs and errors; the host and port if left empty.
+        url: its API's root, ending in `/v1`; for `gguf`, the model file's path, or `tiny` for the one that comes with
+            Openline; for `scripted`, a transcript's path or empty.
+        name: its name in logs and errors; the host and port, or the file's name, if left empty.
         api_key_env: the environment variable that holds its key.
         ca_file: a CA bundle to trust instead of the system's.
         models: patterns of the model names that go to it.
         aliases: the name a client asks for → the name that this upstream knows.
-        late_system_role: the role that system and developer messages get where they do not lead.
+        profile: which kind of server it is; recognised at the first contact if it is not said.
+        family: which family its models are of; recognised by their names if it is not said.
+        late_system_role: the role that system and developer messages get where they do not lead. This and the
+            next two come from the profile if they are not said.
+        max_tokens_field: the name it knows `max_output_tokens` by.
+        reasoning_field: the name under which it reads an assistant's earlier reasoning; empty leaves it out.
         warmup: whether `generate: false` sends the prefix there in the background, with one token of output,
             to fill its cache; `auto` does so on this machine only, where nobody is paid for it.
-        max_tokens_field: the name it knows `max_output_tokens` by.
+        context_tokens: for `gguf`: the context that its slots share, but never more than the model was trained with.
+        slots: for `gguf`: how many conversations stay in its KV cache, and how many turns run at once.
+        gpu_layers: for `gguf`: how many layers go to the GPU; -1 is as many as fit.
     """
 
     kind: EngineKind = "chat"
-    url: str = ""
-    name: str = ""
+    url: Annotated[str, Meta(pattern=_PRINTABLE)] = ""
+    name: Annotated[str, Meta(max_length=64, pattern=_PRINTABLE)] = ""
     api_key_env: str = "OPENLINE_UPSTREAM_API_KEY"
     ca_file: str = ""
     models: tuple[str, ...] = ("*",)
     aliases: dict[str, str] = {}
-    late_system_role: Literal["system", "developer", "user"] = "system"
-    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    profile: ServerKind | None = None
+    family: ModelFamily | None = None
+    late_system_role: SystemRole | None = None
+    max_tokens_field: MaxTokensField | None = None
+    reasoning_field: ReasoningField | None = None
     warmup: Literal["auto", "prefill", "none"] = "auto"
     connect_seconds_max: Seconds = 10.0
     first_event_seconds_max: Seconds = 600.0  # a long prompt on a small machine prefills for minutes
     idle_seconds_max: Seconds = 300.0
     event_bytes_max: Count = 16 * 1024 * 1024
+    context_tokens: Count = 32_768  # an agent's instructions and tools take 10 000; each costs memory, 64 KB and more
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     first_delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time before the first delta
     delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time between deltas
 
     @property
     def label(self) -> str:
         """What people call this upstream."""
+        if self.kind == "gguf":
+            return self.name or Path(self.url).stem
         return self.name or urlsplit(self.url).netloc or self.kind
 
     @property
@@ -113,13 +136,13 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def api_key(self) -> str:
         """Its key, read when it is needed; empty if it has none."""
-        return os.environ.get(self.api_key_env, "")
+        return os.environ.get(self.api_key_env, "").strip()
 
 
 class KeySettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """`[[keys]]`: a client's key, as the hash of the whole of it."""
 
-    owner: Annotated[str, Meta(min_length=1, max_length=128)]
+    owner: Annotated[str, Meta(min_length=1, max_length=128, pattern=_PRINTABLE)]
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 
 
@@ -136,7 +159,9 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 _ENV_PREFIX: Final = "OPENLINE_"
 # Sections whose fields each have an environment variable: OPENLINE_HOST, OPENLINE_PING_SECONDS, …
 _ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings}
-_SPEC_KINDS: Final = ("chat", "responses", "scripted")
+_ENV_LISTS: Final = frozenset({"allowed_origins"})  # several, apart by blanks
+_SPEC_KINDS: Final = ("chat", "responses", "gguf", "scripted")
+_URL_KINDS: Final = frozenset({"chat", "responses"})
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
@@ -155,7 +180,7 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
         for field in settings.__struct_fields__:
             value = environ.get(f"{_ENV_PREFIX}{field.upper()}")
             if value is not None:
-                tables.setdefault(section, {})[field] = value
+                _table(tables, section)[field] = value.split() if field in _ENV_LISTS else value
     specs = flags.get("upstream") or environ.get("OPENLINE_UPSTREAM", "").split()
     if specs:
         tables["upstreams"] = [msgspec.to_builtins(parse_upstream(spec)) for spec in specs]
@@ -164,27 +189,48 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
         tables["store"] = {"url": store}
     for field in ServerSettings.__struct_fields__:
         if flags.get(field) is not None:
-            tables.setdefault("server", {})[field] = flags[field]
-    api_key = environ.get("OPENLINE_API_KEY")
+            _table(tables, "server")[field] = flags[field]
+    api_key = environ.get("OPENLINE_API_KEY", "").strip()
     if api_key:
         key = {"owner": "default", "sha256": hashlib.sha256(api_key.encode()).hexdigest()}
-        tables["keys"] = [*tables.get("keys", ()), key]
+        configured: Any = tables.get("keys", [])
+        if not isinstance(configured, list):
+            raise ConfigError("keys: expected [[keys]], a list of tables.")
+        tables["keys"] = [*configured, key]
     config = _convert(tables)
     _check(config)
+    _check_upstream_keys(config, environ)
     return config
 
 
 def parse_upstream(spec: str) -> UpstreamSettings:
-    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `scripted:` or `scripted:PATH`.
+    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `gguf:PATH`, `scripted:` or `scripted:PATH`.
 
     Raises:
         ConfigError: the SPEC is not of that form.
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in _SPEC_KINDS:
-        expected = "expected chat:URL, responses:URL or scripted:"
+        expected = "expected chat:URL, responses:URL, gguf:PATH or scripted:"
         raise ConfigError(f"--upstream is '{spec}': {expected}.")
-    return UpstreamSettings(kind=kind, url=rest.rstrip("/") if kind != "scripted" else rest)
+    return UpstreamSettings(kind=kind, url=rest.rstrip("/") if kind in _URL_KINDS else rest)
+
+
+def _table(tables: dict[str, Any], section: str) -> dict[str, Any]:
+    table: Any = tables.setdefault(section, {})
+    if not isinstance(table, dict):
+        raise ConfigError(f"{section}: expected [{section}], a table.")
+    return cast("dict[str, Any]", table)
+
+
+def _split(url: str) -> SplitResult:
+    """A URL's parts; none of them where it cannot be read."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # which only now is read
+        return parts
+    except ValueError:
+        return SplitResult("", "", "", "", "")
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -199,11 +245,22 @@ def _read_toml(path: Path) -> dict[str, Any]:
 def _convert(tables: dict[str, Any]) -> Config:
     try:
         # Not strict, because the environment has only text: "8484" is a port.
-        return msgspec.convert(tables, Config, strict=False)
+        config = msgspec.convert(tables, Config, strict=False)
+        upstreams = tuple(msgspec.structs.replace(each, url=each.url.rstrip("/")) for each in config.upstreams)
+        return msgspec.structs.replace(config, upstreams=upstreams)
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$.")
         field = path.rstrip("`").replace("[...]", "")
         raise ConfigError(f"{field + ': ' if field else ''}{text}.") from None
+
+
+def _check_upstream_keys(config: Config, environ: Mapping[str, str]) -> None:
+    """One key must not go to several servers: it is meant for one of them, and the others would learn it."""
+    default = UpstreamSettings().api_key_env
+    sharing = [upstream.label for upstream in config.upstreams if upstream.kind in _URL_KINDS and upstream.api_key_env == default]
+    if environ.get(default) and len(sharing) > 1:
+        remedy = 'give each upstream its own api_key_env in the file, or "" to one without a key'
+        raise ConfigError(f"{default} is set and would go to {len(sharing)} upstreams, {', '.join(sharing)}: {remedy}.")
 
 
 def _check(config: Config) -> None:
@@ -211,11 +268,13 @@ def _check(config: Config) -> None:
     if bool(server.tls_cert) != bool(server.tls_key):
         raise ConfigError("server.tls_cert and server.tls_key: expected both or neither.")
     for index, upstream in enumerate(config.upstreams):
-        parts = urlsplit(upstream.url)
+        parts = _split(upstream.url)
         if "@" in parts.netloc:
             raise ConfigError(
                 f"upstreams[{index}].url has a name or password in it: put the key into api_key_env instead."
             )
-        if upstream.kind != "scripted" and (parts.scheme not in {"http", "https"} or not parts.netloc):
+        if upstream.kind == "gguf" and not upstream.url:
+            raise ConfigError(f"upstreams[{index}].url is empty: expected the path of a GGUF model file, or 'tiny'.")
+        if upstream.kind in _URL_KINDS and (parts.scheme not in {"http", "https"} or not parts.netloc):
             expected = "expected http://HOST:PORT/v1 or https://HOST/v1"
             raise ConfigError(f"upstreams[{index}].url is '{upstream.url}': {expected}.")

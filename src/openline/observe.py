@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+_MODEL_CHARS_MAX: Final = 128
 _log: Final = logging.getLogger("openline.turns")
 
 
@@ -60,11 +61,11 @@ class LogHook:
         usage = details.usage or {}
         _log.log(
             level,
-            "turn %s %s owner=%s model=%s upstream=%s over=%s request=%s events=%d seconds=%.3f tokens=%s/%s%s",
-            details.response_id,
+            "turn %s %s owner=%s model=%r upstream=%s over=%s request=%s events=%d seconds=%.3f tokens=%s/%s%s",
+            details.response_id or "-",
             details.status,
             details.owner,
-            details.model,
+            details.model[:_MODEL_CHARS_MAX],  # the client's own words: quoted and cut, so that a line is a line
             details.upstream,
             details.transport,
             details.request_id,

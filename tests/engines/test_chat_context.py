@@ -1,17 +1,19 @@
 """A conversation as Chat Completions messages."""
 
 import json
+import re
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openline.engines.chat_context import ChatProjection
+from openline.engines.chat_context import ChatProjection, short_id
+from openline.engines.profiles import FAMILIES, GENERIC, KINDS, Profile
 from openline.protocol.errors import ProtocolError
 from openline.protocol.items import Item, read_item
 
-PROJECTION = ChatProjection("system")
+PROJECTION = ChatProjection(GENERIC)
 
 
 def items(*values):
@@ -46,6 +48,13 @@ def output(call_id, value="done"):
     return {"type": "function_call_output", "call_id": call_id, "output": value}
 
 
+def shown(call_id, url):
+    return [
+        {"type": "text", "text": f"Output of tool call {call_id}:"},
+        {"type": "image_url", "image_url": {"url": url}},
+    ]
+
+
 def chat_call(call_id, name="look", arguments="{}"):
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -70,7 +79,11 @@ class TestSystem:
     @pytest.mark.parametrize("role", ["system", "developer", "user"])
     def test_late_system_item_stays_in_place_in_the_role_that_is_set(self, role):
         """So that what stands before it does not change."""
-        got = messages(user("Hi"), {"role": "developer", "content": "Now shout."}, projection=ChatProjection(role))
+        got = messages(
+            user("Hi"),
+            {"role": "developer", "content": "Now shout."},
+            projection=ChatProjection(Profile(late_system_role=role)),
+        )
         assert got == [{"role": "user", "content": "Hi"}, {"role": role, "content": "Now shout."}]
 
     def test_system_item_with_an_image_is_refused_by_its_path(self):
@@ -203,13 +216,25 @@ class TestOutputs:
         texts = [{"type": "input_text", "text": "a"}, {"type": "input_text", "text": "b"}]
         assert messages(call("c"), output("c", texts))[1]["content"] == "ab"
 
-    def test_images_are_content_parts(self):
-        """A tool may show something."""
+    def test_images_follow_in_a_user_message(self):
+        """A tool may show something, but Chat Completions takes images from users only.
+
+        Source: Chat Completions reference, "Tool message"; vllm-project/vllm#43203.
+        """
         parts = [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": "data:x"}]
-        assert messages(call("c"), output("c", parts))[1]["content"] == [
-            {"type": "text", "text": "a"},
-            {"type": "image_url", "image_url": {"url": "data:x"}},
+        got = messages(call("c"), output("c", parts))
+        assert got[1:] == [
+            {"role": "tool", "tool_call_id": "c", "content": "a"},
+            {"role": "user", "content": shown("c", "data:x")},
         ]
+
+    def test_images_follow_behind_all_outputs_of_the_turn(self):
+        """Nothing may stand between the outputs of parallel calls; a message of the user comes into the same one."""
+        image = [{"type": "input_image", "image_url": "data:x"}]
+        got = messages(call("c1"), call("c2"), output("c1", image), output("c2"), user("Well?"))
+        assert [message["role"] for message in got] == ["assistant", "tool", "tool", "user"]
+        assert got[1]["content"] == "The output is in the next user message."
+        assert got[3]["content"] == [*shown("c1", "data:x"), {"type": "text", "text": "Well?"}]
 
     @pytest.mark.parametrize(
         ("made", "answer", "name", "arguments", "content"),
@@ -263,7 +288,10 @@ class TestOutputs:
         """The type is the function, its fields are the arguments."""
         got = messages(made, answer)
         assert got[0]["tool_calls"] == [chat_call("c", name, arguments)]
-        assert got[1] == {"role": "tool", "tool_call_id": "c", "content": content}
+        if isinstance(content, list):
+            assert got.pop() == {"role": "user", "content": shown("c", content[0]["image_url"]["url"])}
+            content = "The output is in the next user message."
+        assert got[1:] == [{"role": "tool", "tool_call_id": "c", "content": content}]
 
     def test_built_in_call_without_an_id_is_refused(self):
         """Nothing could answer it."""
@@ -321,27 +349,70 @@ conversation_items = st.one_of(
     st.just({"type": "web_search_call", "id": "ws_1"}),
 )
 conversations = st.lists(conversation_items, max_size=12)
+forms = [*KINDS.values(), *(msgspec.structs.replace(GENERIC, **fields) for fields in FAMILIES.values())]
+projections = st.sampled_from([ChatProjection(profile) for profile in forms])
 
 
-@given(conversation=conversations, cuts=st.lists(st.integers(0, 12), max_size=4), instructions=st.none() | texts)
-def test_increments_give_the_bytes_of_a_full_resend(conversation, cuts, instructions):
-    """However a conversation is cut into turns, the upstream sees the same."""
-    state, start = PROJECTION.start(), 0
+@given(
+    projection=projections,
+    conversation=conversations,
+    cuts=st.lists(st.integers(0, 12), max_size=4),
+    instructions=st.none() | texts,
+)
+def test_increments_give_the_bytes_of_a_full_resend(projection, conversation, cuts, instructions):
+    """However a conversation is cut into turns, the upstream sees the same, whichever it is."""
+    state, start = projection.start(), 0
     for cut in [*sorted(cuts), len(conversation)]:
-        state = PROJECTION.extend(state, items(*conversation[start:cut]))
+        state = projection.extend(state, items(*conversation[start:cut]))
         start = max(start, cut)
-    full = PROJECTION.extend(PROJECTION.start(), items(*conversation))
+    full = projection.extend(projection.start(), items(*conversation))
     assert state.encoded(instructions) == full.encoded(instructions)
     json.loads(b"[%b]" % full.encoded(instructions))
 
 
-@given(trunk=conversations, left=conversations, right=conversations)
-def test_forks_do_not_change_each_other(trunk, left, right):
+@given(projection=projections, trunk=conversations, left=conversations, right=conversations)
+def test_forks_do_not_change_each_other(projection, trunk, left, right):
     """Two continuations of one context, and the context itself, keep their bytes."""
-    parent = PROJECTION.extend(PROJECTION.start(), items(*trunk))
+    parent = projection.extend(projection.start(), items(*trunk))
     before = parent.encoded(None)
-    one = PROJECTION.extend(parent, items(*left))
+    one = projection.extend(parent, items(*left))
     first = one.encoded(None)
-    other = PROJECTION.extend(parent, items(*right))
+    other = projection.extend(parent, items(*right))
     assert (parent.encoded(None), one.encoded(None)) == (before, first)
-    assert other.encoded(None) == PROJECTION.extend(PROJECTION.start(), items(*trunk, *right)).encoded(None)
+    assert other.encoded(None) == projection.extend(projection.start(), items(*trunk, *right)).encoded(None)
+
+
+@given(call_id=st.text(st.characters(codec="utf-8")), other=st.text(st.characters(codec="utf-8")))
+def test_short_ids_are_nine_letters_and_digits_and_stay_so(call_id, other):
+    """Mistral's own ids pass unchanged; any other has one that is its alone.
+
+    Source: mistral-common, `_validate_tool_call`; vllm-project/vllm#9019.
+    """
+    assert re.fullmatch(r"[a-zA-Z0-9]{9}", short_id(call_id))
+    assert short_id(short_id(call_id)) == short_id(call_id)
+    assert (short_id(call_id) == short_id(other)) == (call_id == other or short_id(call_id) == other)
+
+
+class TestProfiles:
+    def test_roles_alternate_where_a_template_wants_it(self):
+        """User messages in a row become one, a late system message among them."""
+        late = {"role": "developer", "content": "Now shout."}
+        got = messages(user("Hi"), late, user("Well?"), projection=ChatProjection(GEMMA))
+        assert got == [{"role": "user", "content": "Hi\n\nNow shout.\n\nWell?"}]
+
+    def test_a_user_message_behind_tool_outputs_follows_an_assistant(self):
+        """Mistral takes no user message directly behind a tool's."""
+        got = messages(call("c"), output("c"), user("Stop."), projection=ChatProjection(MISTRAL))
+        assert [message["role"] for message in got] == ["assistant", "tool", "assistant", "user"]
+        assert got[2]["content"] == "Done."
+
+    def test_reasoning_is_left_out_where_no_name_is_known(self):
+        """It leaves no empty message behind."""
+        reasoning = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+        assert messages(reasoning, user("Hi"), projection=ChatProjection(KINDS["openai"])) == [
+            {"role": "user", "content": "Hi"}
+        ]
+
+
+GEMMA = msgspec.structs.replace(GENERIC, **FAMILIES["gemma"])
+MISTRAL = msgspec.structs.replace(GENERIC, **FAMILIES["mistral"])

@@ -37,7 +37,7 @@ def _no_key(monkeypatch):
 
 @asynccontextmanager
 async def engine_for(url, *, show_detail=True, **settings):
-    engine = ChatEngine(UpstreamSettings(name="gpu-1", url=url, **settings), show_detail=show_detail)
+    engine = ChatEngine(UpstreamSettings(name="gpu-1", url=url, profile="generic", **settings), show_detail=show_detail)
     try:
         yield engine
     finally:
@@ -490,7 +490,7 @@ class TestModels:
     async def test_models_are_listed(self, body, models):
         """In the shapes that servers use."""
         async with fake_upstream(refuse("200 OK", body)) as fake, engine_for(fake.url) as engine:
-            assert await engine.models() == models
+            assert list(await engine.models()) == models
         assert fake.exchanges[0].head.startswith("GET /v1/models ")
 
     @pytest.mark.parametrize(

@@ -7,28 +7,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openline.config import UpstreamSettings
-from openline.engines.chat_context import ChatProjection
 from openline.engines.chat_request import encode_request
 from openline.engines.engine import EngineRequest
+from openline.engines.profiles import GENERIC, Profile
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
 from openline.protocol.items import item_of, read_item
 from openline.state.conversation import EMPTY
 
-PROJECTION = ChatProjection("system")
 LOOK = {"type": "function", "name": "look"}
 
 
-def encode(settings=None, context=EMPTY, **fields):
+def encode(profile=GENERIC, context=EMPTY, **fields):
     fields.setdefault("input", "Hi")
     create = read_http_create(msgspec.json.encode({"model": "m", **fields}))
     request = EngineRequest(create, b"", context.extend(read_input(create)), "m")
-    return encode_request(request, PROJECTION, settings or UpstreamSettings())
+    return encode_request(request, profile, prefills=True)
 
 
-def body(settings=None, **fields):
-    return json.loads(encode(settings, **fields).body)
+def body(profile=GENERIC, **fields):
+    return json.loads(encode(profile, **fields).body)
 
 
 def test_only_what_the_client_gave_is_sent():
@@ -78,8 +76,8 @@ def test_parameters_have_their_names_in_chat_completions(given_fields, sent):
 
 def test_token_limit_has_the_name_that_the_upstream_knows():
     """Newer servers call it `max_completion_tokens`."""
-    settings = UpstreamSettings(max_tokens_field="max_completion_tokens")
-    assert body(settings, max_output_tokens=7)["max_completion_tokens"] == 7
+    profile = Profile(max_tokens_field="max_completion_tokens")
+    assert body(profile, max_output_tokens=7)["max_completion_tokens"] == 7
 
 
 def test_tools_bring_choice_and_parallelism():
@@ -136,7 +134,10 @@ def test_of_two_tools_with_one_name_the_last_item_counts():
     first = EMPTY.extend([item_of(additional(LOOK, {"type": "function", "name": "wait"})), item_of(additional(anew))])
     sent = json.loads(encode(context=first, tools=[LOOK]).body)
     functions = [tool["function"] for tool in sent["tools"]]
-    assert [(function["name"], function.get("description")) for function in functions] == [("look", "anew"), ("wait", None)]
+    assert [(function["name"], function.get("description")) for function in functions] == [
+        ("look", "anew"),
+        ("wait", None),
+    ]
 
 
 def test_instructions_alone_are_a_context():
@@ -170,7 +171,6 @@ def test_body_of_a_continued_turn_equals_that_of_a_full_resend(turns, fork_at):
         if index == fork_at:
             encode(context=context, input="another branch")
     last = turns[-1]
-    settings = UpstreamSettings()
-    continued = encode(settings, context, input=last, tools=[LOOK], instructions="I.")
-    resent = encode(settings, EMPTY, input=[*sent, *last], tools=[LOOK], instructions="I.")
+    continued = encode(GENERIC, context, input=last, tools=[LOOK], instructions="I.")
+    resent = encode(GENERIC, EMPTY, input=[*sent, *last], tools=[LOOK], instructions="I.")
     assert continued.body == resent.body

@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 import uvicorn
+
 from server.hand import Hand
 from server.running import Running, running
 
@@ -23,7 +24,7 @@ def pytest_asyncio_loop_factories(config, item):
 
 @pytest.fixture
 async def start(tmp_path):
-    """Starts servers: `server = await start(limits={…}, keys={…}, engine=…)`."""
+    """Starts a server with the sections of `make_config`, and an engine or a store of the test's own."""
     async with AsyncExitStack() as stack:
 
         async def start_one(**options) -> Running:

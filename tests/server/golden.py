@@ -7,10 +7,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
-from server.running import Running
-
 from openline.protocol.errors import ERRORS
 from openline.protocol.transcript import Line, RecordedTurn, read_lines, turns, write_line
+from server.running import Running
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
 PATHS = sorted(FOLDER.glob("*.jsonl"))
@@ -132,5 +131,4 @@ async def record(server: Running, path: Path) -> None:
     for turn, (_, got) in zip(read(path), await over_websocket(server, path), strict=True):
         lines.append(Line(0.0, ">", turn.create))
         lines += [Line(0.0, "<", frame) for frame in got]
-    text = "".join(f"{write_line(line)}\n" for line in lines)
-    path.write_text(text, encoding="utf-8")
+    path.write_text("".join(f"{write_line(line)}\n" for line in lines), encoding="utf-8")  # noqa: ASYNC240 - a tool

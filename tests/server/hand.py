@@ -41,14 +41,15 @@ class Hand:
 class HandTurn:
     """One turn in the test's hand."""
 
-    def __init__(
-        self, request: EngineRequest, dropped_tools: Sequence[str], running: asyncio.Queue[HandTurn]
-    ) -> None:
+    prefills = False
+
+    def __init__(self, request: EngineRequest, dropped_tools: Sequence[str], running: asyncio.Queue[HandTurn]) -> None:
         self.request = request
         self.dropped_tools = dropped_tools
         self._running = running
         self.closed = asyncio.Event()  # the generator was closed, or ended by itself
         self.taken = 0  # batches that the server has asked for
+        self.asked = asyncio.Event()  # set by each of them
         self._batches: asyncio.Queue[list[Delta] | Exception | None] = asyncio.Queue()
 
     @property
@@ -90,6 +91,7 @@ class HandTurn:
                 if isinstance(batch, Exception):
                     raise batch
                 self.taken += 1
+                self.asked.set()
                 yield batch
         finally:
             self.closed.set()

@@ -125,16 +125,18 @@ class Running:
         self.address = ""
         self.registry: Any = None
         self.app: Any = None
-        self._http: aiohttp.ClientSession
+        self.http: aiohttp.ClientSession
 
     @property
     def url(self) -> str:
         return f"http://{self.address}"
 
     @asynccontextmanager
-    async def run(self, engine: Engine, store: Store | None) -> AsyncIterator[Running]:
+    async def run(self, engine: Engine, store: Store | None, kernel_buffer_bytes: int | None) -> AsyncIterator[Running]:
         config = self.config
         listening = bind(config)
+        if kernel_buffer_bytes is not None:  # connections inherit it
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, kernel_buffer_bytes)
         host, port = listening.getsockname()[:2]
         self.address = f"{host}:{port}"
         store = store or open_store(config.store.url)
@@ -147,7 +149,7 @@ class Running:
         await server.startup([listening])
         timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS_MAX)
         try:
-            async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as self._http:
+            async with aiohttp.ClientSession(timeout=timeout, trust_env=False) as self.http:
                 yield self
         finally:
             await _stop(server, listening)
@@ -174,7 +176,7 @@ class Running:
     async def request(self, method: str, path: str, **options: Any) -> Answer:
         """Any request and its whole answer; `key` is sent as a bearer token."""
         headers = {**_authorization(options.pop("key", None)), **options.pop("headers", {})}
-        async with self._http.request(
+        async with self.http.request(
             method, self.url + path, headers=headers, allow_redirects=False, **options
         ) as answer:
             return Answer(answer.status, answer.headers, await answer.read())
@@ -191,7 +193,7 @@ class Running:
     async def open_post(self, **body: Any) -> AsyncIterator[aiohttp.ClientResponse]:
         """A create over HTTP whose answer the test reads piece by piece, or not at all."""
         body = {"model": "scripted-text", "input": "Hello.", **body}
-        async with self._http.post(f"{self.url}/v1/responses", json=body) as answer:
+        async with self.http.post(f"{self.url}/v1/responses", json=body) as answer:
             yield answer
 
     async def idle(self) -> None:
@@ -206,7 +208,7 @@ class Running:
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for something that has no event of its own."""
     async with asyncio.timeout(WAIT_SECONDS_MAX):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - that is what it is for
             await asyncio.sleep(0.001)
 
 
@@ -227,24 +229,29 @@ def make_config(database: Path, **sections: Any) -> Config:
 
 @asynccontextmanager
 async def running(
-    folder: Path, *, engine: Engine | None = None, store: Store | None = None, **sections: Any
+    folder: Path,
+    *,
+    engine: Engine | None = None,
+    store: Store | None = None,
+    kernel_buffer_bytes: int | None = None,
+    **sections: Any,
 ) -> AsyncIterator[Running]:
     """A server with a SQLite file in `folder`, and the scripted engine unless the test brings its own."""
     database = folder / "openline.db"
     config = make_config(database, **sections)
     server = Running(config, database)
-    async with server.run(engine or ScriptedEngine(config.upstreams[0]), store):
+    async with server.run(engine or ScriptedEngine(config.upstreams[0]), store, kernel_buffer_bytes):
         yield server
 
 
 async def _stop(server: Server, listening: socket.socket) -> None:
-    """What uvicorn's own shutdown does, without its fixed waits."""
+    """Stop listening and cut whatever a test has left open; uvicorn's own shutdown has fixed waits."""
     for listener in server.servers:
         listener.close()
     listening.close()
-    for connection in list(server.server_state.connections):
-        connection.shutdown()
     state = server.server_state
+    for connection in list(state.connections):
+        connection.transport.abort()
     await until(lambda: not state.connections and not state.tasks)
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 import time
+from contextlib import closing
 
 import pytest
-from server.running import until
 
 from openline.protocol.deltas import TextDelta
+from server.running import until
 
 STOP_SECONDS_MAX = 1.0  # guarantees, "Cancellation"
 
@@ -30,13 +32,8 @@ async def stopped(server, turn):
 async def kept(server):
     """The one response in the database, as it was kept."""
     await until(lambda: len(server.registry) == 0)
-    import sqlite3
-
-    connection = sqlite3.connect(server.database)
-    try:
+    with closing(sqlite3.connect(server.database)) as connection:
         ((body,),) = connection.execute("SELECT response FROM turns").fetchall()
-    finally:
-        connection.close()
     return json.loads(body)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -207,6 +209,40 @@ async def test_a_stored_child_of_an_unstored_parent_is_not_continued_elsewhere(s
         await socket.completed(previous_response_id=grandchild["id"])
     await assert_not_found(server, grandchild["id"])
     assert CANARY.encode() not in server.files()
+
+
+async def test_a_row_below_an_unstored_ancestor_is_marked(server):
+    """The row itself says that it cannot be continued, so no later reading of the store can think otherwise.
+
+    Source: design, "Rules that sketches and experiments taught".
+    """
+    async with server.connect() as socket:
+        root = await socket.completed()
+        child = await socket.completed(previous_response_id=root["id"])
+        unstored = await socket.completed(previous_response_id=child["id"], store=False)
+        below = await socket.completed(previous_response_id=unstored["id"])
+        further_below = await socket.completed(previous_response_id=below["id"])
+    with closing(sqlite3.connect(server.database)) as connection:
+        marks = dict(connection.execute("SELECT response_id, chainable FROM turns").fetchall())
+    assert marks == {root["id"]: 1, child["id"]: 1, below["id"]: 0, further_below["id"]: 0}
+
+
+async def test_a_turn_stores_its_own_items_only(played, hand):
+    """A turn without input of its own, as after a warm-up, writes none: its parent's items are not doubled.
+
+    Source: design, "A turn stores its own items and its parent's id, never the history".
+    """
+    warm = (await played.post(generate=False, input="Context.")).json
+    posting = asyncio.ensure_future(played.post(input=[], previous_response_id=warm["id"]))
+    (await hand.next_turn()).answer("One.")
+    first = (await posting).json
+    posting = asyncio.ensure_future(played.post(input="Two?", previous_response_id=first["id"]))
+    turn = await hand.next_turn()
+    assert [words in item for item, words in zip(turn.input, (b"Context.", b"One.", b"Two?"), strict=True)] == [
+        True
+    ] * 3
+    turn.answer("Two.")
+    await posting
 
 
 async def test_a_child_of_a_deleted_parent_is_not_found(server):

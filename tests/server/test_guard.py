@@ -7,6 +7,8 @@ import re
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from server.running import until
+
 KEYS = {"keys": {"key-a": "a", "key-b": "b"}}
 OPEN_PATHS = {"/healthz", "/readyz"}
 
@@ -42,7 +44,9 @@ async def test_without_a_known_key_nothing_is_answered(start, headers):
     """
     server = await start(**KEYS)
     response = await refused_upgrade(server, headers=headers)
-    answer = await server.request("POST", "/v1/responses", json={"model": "scripted-text", "input": "x"}, headers=headers)
+    answer = await server.request(
+        "POST", "/v1/responses", json={"model": "scripted-text", "input": "x"}, headers=headers
+    )
     assert response.status_code == answer.status == 401
     assert response.body == answer.body
     assert answer.json["error"]["code"] == "invalid_api_key"
@@ -108,7 +112,9 @@ async def test_a_listed_web_page_is_let_in(start):
     assert (await refused_upgrade(server, headers={"Origin": "https://app.example.evil"})).status_code == 403
 
 
-@pytest.mark.parametrize("host", ["evil.example", "evil.example:8484", "127.0.0.1.evil.example", "192.168.0.7", "[", "a@b:c"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "evil.example:8484", "127.0.0.1.evil.example", "192.168.0.7", "[", "a@b:c"]
+)
 async def test_on_loopback_a_foreign_host_is_refused(server, host):
     """A server on loopback answers to loopback names only, so that no DNS name can be pointed at it.
 
@@ -162,8 +168,6 @@ async def test_an_owner_holds_so_many_sockets_and_no_more(start):
         async with server.connect(key="key-b") as other:
             await other.completed()
         await socket.completed()
-    from server.running import until
-
     await until(lambda: server.app._guard._connections.total() == 0)
     async with server.connect(key="key-a") as socket:
         await socket.completed()

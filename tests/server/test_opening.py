@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from server.running import WAIT_SECONDS_MAX, read_sse
 
 from openline.protocol.deltas import TextDelta
 from openline.protocol.errors import ProtocolError
+from server.running import WAIT_SECONDS_MAX, read_sse
 
 SILENT = {"created_wait_seconds_max": 30.0}  # longer than any test
 HASTY = {"created_wait_seconds_max": 0.01}

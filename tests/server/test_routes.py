@@ -26,12 +26,13 @@ async def test_every_prefix_serves_both_transports(server, prefix):
 
 @by_prefix
 async def test_models_are_listed_and_found(server, prefix):
-    """The list has OpenAI's shape and the empty catalogue that Codex looks for; each listed model is found by id.
+    """The list has OpenAI's shape and beside it Codex's, of the same models; each of them is found by id.
 
     Source: Responses API reference, "Models".
     """
     listed = (await server.get(f"{prefix}/models?client_version=0.50.0")).json
-    assert (listed["object"], listed["models"]) == ("list", [])
+    assert listed["object"] == "list"
+    assert [model["slug"] for model in listed["models"]] == [model["id"] for model in listed["data"]]
     assert {model["id"] for model in listed["data"]} >= {"scripted-text", "scripted-tools-20"}
     for model in listed["data"]:
         assert model.keys() == {"id", "object", "created", "owned_by"}

@@ -12,10 +12,10 @@ from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
 from openai.types.responses import ResponsesServerEvent, ResponseStreamEvent
 from pydantic import TypeAdapter
-from server.golden import PATHS, read, server_frames
 
 from openline.protocol.errors import ERRORS
 from openline.protocol.states import TERMINAL_EVENTS
+from server.golden import PATHS, read, server_frames
 
 SOCKET_EVENT = TypeAdapter(ResponsesServerEvent)
 STREAM_EVENT = TypeAdapter(ResponseStreamEvent)

@@ -7,6 +7,7 @@ server's own: the ids and times are hidden behind placeholders, the numbers must
 from __future__ import annotations
 
 import pytest
+
 from server.golden import PATHS, TRANSPORTS, needs_one_connection, record
 
 RUNS = [

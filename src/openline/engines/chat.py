@@ -6,18 +6,23 @@ import logging
 import secrets
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from typing import Final
 
 from openline.config import UpstreamSettings
+from openline.engines.about import About, Inquiry
 from openline.engines.chat_calls import BadStreamError
-from openline.engines.chat_context import ChatProjection
 from openline.engines.chat_deltas import ChatDeltas, ErrorChunkError
 from openline.engines.chat_request import ChatRequest, encode_request
+from openline.engines.chat_window import Window
 from openline.engines.engine import EngineRequest, Model
+from openline.engines.profiles import overrides, profile_of
 from openline.engines.upstream import Upstream
-from openline.protocol.deltas import Delta
+from openline.protocol.deltas import Delta, Usage
 from openline.protocol.errors import ProtocolError
 
 logger = logging.getLogger("openline.chat")
+
+_NAME_CHARS_MAX: Final = 512  # of a model's name as it is remembered; it comes from a client
 
 
 class ChatEngine:
@@ -35,7 +40,8 @@ class ChatEngine:
         self.name = settings.label
         self._settings = settings
         self._upstream = Upstream(settings, show_detail=show_detail)
-        self._projection = ChatProjection(settings.late_system_role)
+        self._inquiry = Inquiry(self._upstream, settings)
+        self._overrides = overrides(settings)
         self._warned: set[str] = set()
 
     def __repr__(self) -> str:
@@ -47,10 +53,14 @@ class ChatEngine:
         Raises:
             ProtocolError: something in it has no form there.
         """
-        encoded = encode_request(request, self._projection, self._settings)
+        about = self._inquiry.about
+        model = about.model(request.model)
+        profile = profile_of(about.kind, f"{model.id} {model.known_as}"[:_NAME_CHARS_MAX], self._overrides)
+        encoded = encode_request(request, profile, prefills=self._settings.prefills)
         for dropped in encoded.dropped_tools:
             self._warn_once(dropped)
-        return ChatGeneration(self._upstream, encoded)
+        window = Window(model.context_window) if profile.truncates else None
+        return ChatGeneration(self._upstream, encoded, window, None if self._settings.profile else self._inquiry)
 
     async def models(self) -> Sequence[Model]:
         """The models it lists.
@@ -58,10 +68,19 @@ class ChatEngine:
         Raises:
             ProtocolError: it cannot be asked.
         """
-        return await self._upstream.get_models()
+        return (await self._inquiry.ask()).models
+
+    async def about(self) -> About:
+        """What it tells of itself.
+
+        Raises:
+            ProtocolError: it cannot be asked.
+        """
+        return await self._inquiry.ask()
 
     async def close(self) -> None:
         """Give back its connections."""
+        await self._inquiry.close()
         await self._upstream.close()
 
     def _warn_once(self, tool_type: str) -> None:
@@ -72,10 +91,20 @@ class ChatEngine:
 
 
 class ChatGeneration:
-    """One request, ready to be sent, and its stream."""
+    """One request, ready to be sent, and its stream.
 
-    def __init__(self, upstream: Upstream, request: ChatRequest) -> None:
+    Args:
+        window: the context window, if the upstream cuts to it.
+        inquiry: what to ask the upstream by, when the request is sent; None if there is nothing to ask.
+    """
+
+    def __init__(
+        self, upstream: Upstream, request: ChatRequest, window: Window | None, inquiry: Inquiry | None
+    ) -> None:
+        self._inquiry = inquiry
         self._upstream = upstream
+        self._window = window
+        self._tokens_read = 0
         self._names = request.names
         self.body = request.body
         self.dropped_tools = request.dropped_tools
@@ -87,12 +116,18 @@ class ChatGeneration:
         Raises:
             ProtocolError: the upstream refused, failed, fell silent, or ended before it had finished.
         """
+        if self._window is not None and (overflow := self._window.overflow(self.body, self._upstream.label)):
+            raise overflow
+        if self._inquiry is not None:
+            self._inquiry.begin()
         deltas = ChatDeltas(self._names, _new_call_id)
         events = self._upstream.post_events("/chat/completions", self.body, whole_json=True)
         async with aclosing(events):
             async for batch in events:
                 out: list[Delta] = []
                 fault = self._feed(deltas, batch, out)
+                if self._window is not None:
+                    self._tokens_read = next((d.input_tokens for d in out if isinstance(d, Usage)), self._tokens_read)
                 if out or not batch:
                     yield out
                 if fault is not None:
@@ -102,7 +137,22 @@ class ChatGeneration:
             deltas.end(last)
         except BadStreamError as error:
             raise self._unreadable(error) from None
+        self._require_uncut()
         yield last
+
+    def _require_uncut(self) -> None:
+        if self._window is None:
+            return
+        tokens_read = self._tokens_read
+        cut = self._window.cut(self.body, tokens_read, self._upstream.label)
+        if cut is not None:
+            logger.warning("%s", cut.message)
+            raise cut
+        if self._window.is_nearly_full(tokens_read):
+            message = (
+                "upstream %s read %d tokens, nearly its whole context window of %s: it cuts silently what comes above"
+            )
+            logger.warning(message, self._upstream.label, tokens_read, self._window.tokens)
 
     def _feed(self, deltas: ChatDeltas, batch: Sequence[bytes], out: list[Delta]) -> ProtocolError | None:
         """Map a batch; what came before a fault in it still goes out."""

@@ -2,15 +2,20 @@
 
 System texts at the very beginning wait in the state, because `instructions` change with
 every turn and stand in the same message. Assistant-side items that follow each other are
-one message, so the last one waits in the state too until something else comes. All other
-messages are bytes that never change.
+one message, so the last one waits in the state too until something else comes. So does a user
+message that more may join: images out of tool outputs, which Chat Completions takes from users
+only, and what a template that wants roles to alternate needs joined. All other messages are
+bytes that never change.
 
 Source: Responses API reference, "Input items"; Chat Completions reference, "messages".
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import re
+import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -18,13 +23,13 @@ import msgspec
 
 from openline.engines.chat_content import Part, content_of, image_part, text_of
 from openline.engines.chat_tools import CUSTOM_ARGUMENT, chat_name
+from openline.engines.profiles import GENERIC, Profile
 from openline.protocol.context import SharedBytes
 from openline.protocol.errors import ProtocolError
 from openline.protocol.items import Item, wrong_type
 
 logger = logging.getLogger("openline.chat")
 
-REASONING_FIELD: Final = "reasoning_content"  # DeepSeek's name, which vLLM, SGLang and llama.cpp took over
 PATH: Final = "input[*]"  # a context is longer than the request, so an item's own index would mislead
 
 # What a hosted tool did on another server: nobody answers it, and Chat Completions has no form for it.
@@ -38,6 +43,11 @@ _BOOKKEEPING: Final = frozenset({"type", "id", "call_id", "caller", "created_by"
 _encoder: Final = msgspec.json.Encoder()
 _canonical: Final = msgspec.json.Encoder(order="sorted")
 
+_SHORT_ID: Final = re.compile(r"[a-zA-Z0-9]{9}")
+_SHORT_ID_CHARS: Final = string.digits + string.ascii_letters
+
+Content = str | list[dict[str, Any]]
+
 
 class AssistantGroup(NamedTuple):
     """Assistant-side items in a row, which become one message; tool calls are encoded already."""
@@ -46,12 +56,12 @@ class AssistantGroup(NamedTuple):
     reasoning: tuple[str, ...] = ()
     calls: tuple[bytes, ...] = ()
 
-    def encoded(self) -> bytes:
+    def encoded(self, reasoning_field: str) -> bytes:
         """The message. `content` is null only beside tool calls, where some servers refuse an empty text."""
         content = "\n".join(self.texts) if self.texts or not self.calls else None
         message: dict[str, Any] = {"role": "assistant", "content": content}
         if self.reasoning:
-            message[REASONING_FIELD] = "\n".join(self.reasoning)
+            message[reasoning_field] = "\n".join(self.reasoning)
         if self.calls:
             message["tool_calls"] = [msgspec.Raw(call) for call in self.calls]
         return _encoder.encode(message)
@@ -64,13 +74,19 @@ class ChatContext(NamedTuple):
         messages: closed messages, joined by commas.
         leading: the texts of system items that nothing else stands before.
         open: the assistant message that the next item may still belong to.
+        waiting: the contents of a user message that more may join; tool outputs go before it.
         tools: tools that came as items, for this turn and all that continue it.
+        after_tool: whether the last closed message is a tool's.
+        profile: whose form this is.
     """
 
     messages: SharedBytes
     leading: tuple[str, ...] = ()
     open: AssistantGroup | None = None
+    waiting: tuple[Content, ...] = ()
     tools: tuple[msgspec.Raw, ...] = ()
+    after_tool: bool = False
+    profile: Profile = GENERIC
 
     def encoded(self, instructions: str | None) -> bytes:
         """The inside of the `messages` array."""
@@ -79,28 +95,26 @@ class ChatContext(NamedTuple):
         if len(self.messages):
             parts.append(bytes(self.messages))
         if self.open is not None:
-            parts.append(self.open.encoded())
+            parts.append(self.open.encoded(self.profile.reasoning_field))
+        parts += _user_messages(self.waiting, self.profile, after_tool=self.after_tool)
         return b",".join(parts)
 
 
 class ChatProjection:
-    """The fold from items to messages.
+    """The fold from items to messages, in the form that a profile wants."""
 
-    Args:
-        late_system_role: the role of system and developer messages that do not lead.
-    """
-
-    def __init__(self, late_system_role: str) -> None:
-        self._late_system_role = late_system_role
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+        self._key = f"chat/{profile.form}"
 
     @property
     def key(self) -> str:
         """The form's name."""
-        return f"chat/{self._late_system_role}"
+        return self._key
 
     def start(self) -> ChatContext:
         """No items."""
-        return ChatContext(SharedBytes())
+        return ChatContext(SharedBytes(), profile=self._profile)
 
     def extend(self, state: ChatContext, items: Sequence[Item]) -> ChatContext:
         """The context with these items behind.
@@ -108,7 +122,7 @@ class ChatProjection:
         Raises:
             ProtocolError: Chat Completions has no form for one of them.
         """
-        fold = _Fold(state, self._late_system_role)
+        fold = _Fold(state)
         for item in items:
             form = _FORMS.get(item.type)
             if form is not None:
@@ -135,13 +149,15 @@ class _Group:
 class _Fold:
     """A context while items are added to it."""
 
-    def __init__(self, state: ChatContext, late_system_role: str) -> None:
+    def __init__(self, state: ChatContext) -> None:
         self._before = state
-        self._late_system_role = late_system_role
         self._leading = list(state.leading)
         self._closed: list[bytes] = []
         self._open = None if state.open is None else _Group(state.open)
+        self._waiting = list(state.waiting)
+        self._after_tool = state.after_tool
         self.tools = list(state.tools)
+        self.profile = state.profile
 
     def state(self) -> ChatContext:
         messages = self._before.messages
@@ -149,26 +165,106 @@ class _Fold:
             joined = b",".join(self._closed)
             messages = messages.append(b"," + joined if len(messages) else joined)
         still_open = None if self._open is None else self._open.frozen()
-        return ChatContext(messages, tuple(self._leading), still_open, tuple(self.tools))
+        return ChatContext(
+            messages,
+            tuple(self._leading),
+            still_open,
+            tuple(self._waiting),
+            tuple(self.tools),
+            self._after_tool,
+            self.profile,
+        )
 
     def group(self) -> _Group:
         """The assistant message that stands last, or a new one."""
+        self._close_waiting()
         if self._open is None:
             self._open = _Group(AssistantGroup())
         return self._open
 
-    def add(self, message: Mapping[str, Any]) -> None:
-        """A message of any role but the assistant's."""
-        if self._open is not None:
-            self._closed.append(self._open.frozen().encoded())
-            self._open = None
-        self._closed.append(_encoder.encode(message))
+    def add_user(self, content: Content) -> None:
+        self._close_open()
+        self._waiting.append(content)
+        if not self.profile.joins_users:
+            self._close_waiting()
 
     def add_system(self, text: str) -> None:
-        if self._closed or self._open is not None or len(self._before.messages):
-            self.add({"role": self._late_system_role, "content": text})
-        else:
+        role = self.profile.late_system_role
+        if not self._waiting and not self._closed and self._open is None and not len(self._before.messages):
             self._leading.append(text)
+        elif role == "user":
+            self.add_user(text)
+        else:
+            self._close_open()
+            self._close_waiting()
+            self._close(_encoder.encode({"role": role, "content": text}))
+
+    def add_tool(self, call_id: str | None, content: Content) -> None:
+        """A tool's output; what of it is no text waits for the user message behind all tool messages."""
+        self._close_open()
+        sent_id = self.sent_id(call_id or "")
+        if not isinstance(content, str):
+            texts = [part["text"] for part in content if part["type"] == "text"]
+            shown = [part for part in content if part["type"] != "text"]
+            self._waiting.append([{"type": "text", "text": f"Output of tool call {sent_id}:"}, *shown])
+            content = "".join(texts) or "The output is in the next user message."
+        self._close(_encoder.encode({"role": "tool", "tool_call_id": sent_id, "content": content}), after_tool=True)
+
+    def sent_id(self, call_id: str) -> str:
+        """A call's id as this upstream takes it."""
+        return short_id(call_id) if self.profile.short_call_ids else call_id
+
+    def _close(self, message: bytes, *, after_tool: bool = False) -> None:
+        self._closed.append(message)
+        self._after_tool = after_tool
+
+    def _close_open(self) -> None:
+        if self._open is not None:
+            self._close(self._open.frozen().encoded(self.profile.reasoning_field))
+            self._open = None
+
+    def _close_waiting(self) -> None:
+        for message in _user_messages(self._waiting, self.profile, after_tool=self._after_tool):
+            self._close(message)
+        self._waiting.clear()
+
+
+def _user_messages(contents: Sequence[Content], profile: Profile, *, after_tool: bool) -> list[bytes]:
+    """The user message of these contents, if there are any, and what has to stand before it."""
+    if not contents:
+        return []
+    messages: list[bytes] = []
+    if after_tool and profile.after_tools:
+        messages.append(_encoder.encode({"role": "assistant", "content": profile.after_tools}))
+    messages.append(_encoder.encode({"role": "user", "content": _joined(contents)}))
+    return messages
+
+
+def _joined(contents: Sequence[Content]) -> Content:
+    """Contents as one: a text as long as all are texts, since templates of many local models take nothing else."""
+    if len(contents) == 1:
+        return contents[0]
+    texts = [content for content in contents if isinstance(content, str)]
+    if len(texts) == len(contents):
+        return "\n\n".join(texts)
+    lists = [[{"type": "text", "text": each}] if isinstance(each, str) else each for each in contents]
+    return [part for parts in lists for part in parts]
+
+
+def short_id(call_id: str) -> str:
+    """A call id as nine letters and digits: one that has this form already as it is, any other by its hash.
+
+    An upstream's own ids keep their form through the client and back, so only foreign ones are
+    replaced; a call and its output get the same one, in every turn.
+    """
+    if _SHORT_ID.fullmatch(call_id):
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()[:8])
+    chars: list[str] = []
+    for _ in range(9):
+        number, index = divmod(number, len(_SHORT_ID_CHARS))
+        chars.append(_SHORT_ID_CHARS[index])
+    return "".join(chars)
 
 
 # Items as far as they are read here.
@@ -229,7 +325,7 @@ def _add_message(fold: _Fold, item: Item) -> None:
     message: _Message = _decode(_message, item)
     match message.role:
         case "user":
-            fold.add({"role": "user", "content": content_of(message.content, f"{PATH}.content", joiner="\n")})
+            fold.add_user(content_of(message.content, f"{PATH}.content", joiner="\n"))
         case "assistant":
             text = text_of(message.content, f"{PATH}.content", "")
             if text:
@@ -243,6 +339,8 @@ def _add_message(fold: _Fold, item: Item) -> None:
 
 def _add_reasoning(fold: _Fold, item: Item) -> None:
     """Raw reasoning, or its summary; sealed reasoning of another server is nothing that a model can read."""
+    if not fold.profile.reasoning_field:
+        return
     reasoning: _Reasoning = _decode(_reasoning, item)
     texts = [part.text for part in reasoning.content or reasoning.summary or () if part.text]
     if texts:
@@ -252,13 +350,13 @@ def _add_reasoning(fold: _Fold, item: Item) -> None:
 def _add_function_call(fold: _Fold, item: Item) -> None:
     call: _FunctionCall = _decode(_function_call, item)
     # Servers parse the arguments of the history, and an empty text is not JSON.
-    fold.group().calls.append(_tool_call(call.call_id, chat_name(call.namespace, call.name), call.arguments or "{}"))
+    _add_call(fold, call.call_id, chat_name(call.namespace, call.name), call.arguments or "{}")
 
 
 def _add_custom_call(fold: _Fold, item: Item) -> None:
     call: _CustomCall = _decode(_custom_call, item)
     arguments = _encoder.encode({CUSTOM_ARGUMENT: call.input}).decode()
-    fold.group().calls.append(_tool_call(call.call_id, chat_name(call.namespace, call.name), arguments))
+    _add_call(fold, call.call_id, chat_name(call.namespace, call.name), arguments)
 
 
 def _add_other_call(fold: _Fold, item: Item) -> None:
@@ -268,18 +366,17 @@ def _add_other_call(fold: _Fold, item: Item) -> None:
         message = f"'{PATH}.call_id' is missing: an item of type '{item.type}' has one."
         raise ProtocolError("missing_required_parameter", message, param=f"{PATH}.call_id")
     name = item.type.removesuffix("_call")
-    fold.group().calls.append(_tool_call(item.call_id, name, _canonical.encode(_telling(fields)).decode()))
+    _add_call(fold, item.call_id, name, _canonical.encode(_telling(fields)).decode())
 
 
 def _add_output(fold: _Fold, item: Item) -> None:
     output: _Output = _decode(_output, item)
-    content = content_of(output.output, f"{PATH}.output", joiner="")
-    fold.add({"role": "tool", "tool_call_id": item.call_id, "content": content})
+    fold.add_tool(item.call_id, content_of(output.output, f"{PATH}.output", joiner=""))
 
 
 def _add_other_output(fold: _Fold, item: Item) -> None:
     fields: dict[str, Any] = _decode(_fields, item)
-    fold.add({"role": "tool", "tool_call_id": item.call_id, "content": _other_output(fields)})
+    fold.add_tool(item.call_id, _other_output(fields))
 
 
 def _add_tools(fold: _Fold, item: Item) -> None:
@@ -291,7 +388,7 @@ def _add_tools(fold: _Fold, item: Item) -> None:
     fold.tools += [msgspec.Raw(bytes(tool)) for tool in more.tools]
 
 
-def _other_output(fields: dict[str, Any]) -> object:
+def _other_output(fields: dict[str, Any]) -> Content:
     """The output's fields as JSON; a text that stands alone as it is, and a screenshot as the image it is."""
     telling = _telling(fields)
     output = telling.get("output")
@@ -331,8 +428,9 @@ _FORMS: Final[Mapping[str, Callable[[_Fold, Item], None]]] = {
 }
 
 
-def _tool_call(call_id: str, name: str, arguments: str) -> bytes:
-    return _encoder.encode({"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}})
+def _add_call(fold: _Fold, call_id: str, name: str, arguments: str) -> None:
+    function = {"name": name, "arguments": arguments}
+    fold.group().calls.append(_encoder.encode({"id": fold.sent_id(call_id), "type": "function", "function": function}))
 
 
 def _no_form(item: Item) -> ProtocolError:

@@ -13,10 +13,10 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgspec
 
-from openline.config import UpstreamSettings
 from openline.engines.chat_context import ChatProjection
 from openline.engines.chat_tools import ToolName, choose, read_tools
 from openline.engines.engine import EngineRequest
+from openline.engines.profiles import Profile
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import Create
 
@@ -39,41 +39,45 @@ class ChatRequest(NamedTuple):
     prefills: bool
 
 
-def encode_request(request: EngineRequest, projection: ChatProjection, settings: UpstreamSettings) -> ChatRequest:
+def encode_request(request: EngineRequest, profile: Profile, *, prefills: bool) -> ChatRequest:
     """Put a turn into Chat Completions' form.
+
+    Args:
+        profile: the upstream's dialect.
+        prefills: whether it is to get warm-ups.
 
     Raises:
         ProtocolError: something in it has no form there.
     """
     create = request.create
-    context = request.context.project(projection)
+    context = request.context.project(ChatProjection(profile))
     toolset = read_tools(create.tools or (), later=context.tools)
-    tools, tool_choice = choose(toolset, create.tool_choice)
+    tools, tool_choice = choose(toolset, create.tool_choice, profile.tool_choice)
     messages = context.encoded(create.instructions)
     if not messages and create.generates:  # a warm-up may be of nothing yet: Codex begins so
         message = "'input' is empty: expected at least one item, or 'instructions'."
         raise ProtocolError("missing_required_parameter", message, param="input")
-    fields = _sampling(create, settings)
+    fields = _sampling(create, profile)
     if tools:
         fields["tools"] = msgspec.Raw(b"[%b]" % b",".join(tool.encoded for tool in tools))
         fields["tool_choice"] = tool_choice
         fields["parallel_tool_calls"] = create.parallel_tool_calls
     given = {name: value for name, value in fields.items() if value is not None}
     if not create.generates:
-        given[settings.max_tokens_field] = 1  # a prefill, which no server does without a token behind it
+        given[profile.max_tokens_field] = 1  # a prefill, which no server does without a token behind it
     given["stream"] = True
     given["stream_options"] = {"include_usage": True}
     model = _encoder.encode(request.model)
     body = b'{"model":%b,"messages":[%b],%b' % (model, messages, _encoder.encode(given)[1:])
-    prefills = not create.generates and settings.prefills and bool(messages)
-    return ChatRequest(body, {tool.chat_name: tool.origin for tool in tools}, toolset.dropped, prefills)
+    names = {tool.chat_name: tool.origin for tool in tools}
+    return ChatRequest(body, names, toolset.dropped, prefills and not create.generates and bool(messages))
 
 
-def _sampling(create: Create, settings: UpstreamSettings) -> dict[str, Any]:
+def _sampling(create: Create, profile: Profile) -> dict[str, Any]:
     """The parameters beside messages and tools; None where the client gave nothing."""
     text = create.text or {}
     return {
-        settings.max_tokens_field: create.max_output_tokens,
+        profile.max_tokens_field: create.max_output_tokens,
         "temperature": create.temperature,
         "top_p": create.top_p,
         "presence_penalty": create.presence_penalty,

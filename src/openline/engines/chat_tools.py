@@ -13,7 +13,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, cast
 
 import msgspec
 
@@ -200,17 +200,34 @@ class Choice(NamedTuple):
     tool_choice: object
 
 
-def choose(toolset: Toolset, choice: str | Mapping[str, Any] | None) -> Choice:
-    """Apply `tool_choice`.
+def choose(
+    toolset: Toolset, choice: str | Mapping[str, Any] | None, forms: Literal["any", "modes", "none"] = "any"
+) -> Choice:
+    """Apply `tool_choice`, in the forms of it that this upstream knows.
+
+    A tool that must be called is the only one that is sent, where no form can name it; where
+    a mode is not obeyed, `none` sends no tools. Nothing can stand for `required` there.
 
     Raises:
         ProtocolError: it names what is not among the tools, or what this upstream cannot do.
     """
+    chosen = _choose(toolset, choice)
+    if forms == "any":
+        return chosen
+    if isinstance(chosen.tool_choice, dict):
+        name = cast("Any", chosen.tool_choice)["function"]["name"]
+        return Choice(tuple(tool for tool in chosen.tools if tool.chat_name == name), "required")
+    if forms == "none" and chosen.tool_choice == "none":
+        return Choice((), None)
+    return chosen
+
+
+def _choose(toolset: Toolset, choice: str | Mapping[str, Any] | None) -> Choice:
     if choice is None or isinstance(choice, str):
         return _by_mode(toolset.tools, choice)
     choice_type = choice.get("type")
     if choice_type in ("function", "custom"):
-        tool = _find(toolset, choice)
+        tool = _named({tool.origin: tool for tool in toolset.tools}, choice)
         return Choice(toolset.tools, {"type": "function", "function": {"name": tool.chat_name}})
     if choice_type == "allowed_tools":
         return _by_mode(_allowed(toolset, choice), choice.get("mode", "auto"))
@@ -230,32 +247,34 @@ def _allowed(toolset: Toolset, choice: Mapping[str, Any]) -> tuple[ChatTool, ...
 
     Source: Responses API reference, "tool_choice", `allowed_tools`.
     """
-    names: set[str] = set()
+    by_origin = {tool.origin: tool for tool in toolset.tools}  # once: both lists are the client's, and may be long
+    allowed: set[ToolName] = set()
+    namespaces: set[object] = set()
     entries = choice.get("tools")
     for entry in entries if isinstance(entries, list) else []:  # pyright: ignore[reportUnknownVariableType]
-        if not isinstance(entry, dict):
-            raise _not_chosen("has an entry in 'tools' that is not an object")
-        names.update(_names_of_entry(toolset, entry))  # pyright: ignore[reportUnknownArgumentType]
-    return tuple(tool for tool in toolset.tools if tool.chat_name in names)
+        match entry:
+            case {"type": "function" | "custom"}:
+                allowed.add(_named(by_origin, entry).origin)  # pyright: ignore[reportUnknownArgumentType]
+            case {"type": "namespace", "name": str(name)}:
+                namespaces.add(name)
+            case {"type": str(dropped)} if dropped in toolset.dropped:
+                continue  # allowed, but this upstream cannot do it
+            case _:
+                raise _not_chosen("allows in 'tools' what is not among the tools")
+    return tuple(t for t in toolset.tools if t.origin in allowed or (t.origin.namespace or "") in namespaces)
 
 
-def _names_of_entry(toolset: Toolset, entry: Mapping[str, Any]) -> Iterator[str]:
-    match entry.get("type"):
-        case "function" | "custom":
-            yield _find(toolset, entry).chat_name
-        case "namespace":
-            yield from (tool.chat_name for tool in toolset.tools if tool.origin.namespace == entry.get("name"))
-        case dropped if dropped in toolset.dropped:  # a tuple, so that anything may come
-            return  # allowed, but this upstream cannot do it
-        case unknown:
-            raise _not_chosen(f"allows '{unknown}', which is not among the tools")
+def _named(by_origin: Mapping[ToolName, ChatTool], choice: Mapping[str, Any]) -> ChatTool:
+    """The tool that a choice names.
 
-
-def _find(toolset: Toolset, choice: Mapping[str, Any]) -> ChatTool:
-    call_type = "custom_tool_call" if choice["type"] == "custom" else "function_call"
+    Raises:
+        ProtocolError: there is none.
+    """
     name, namespace = choice.get("name"), choice.get("namespace")
-    for tool in toolset.tools:
-        if tool.origin == (call_type, name, namespace):
+    call_type = "custom_tool_call" if choice["type"] == "custom" else "function_call"
+    if isinstance(name, str) and isinstance(namespace, str | None):
+        tool = by_origin.get(ToolName(call_type, name, namespace))
+        if tool is not None:
             return tool
     raise _not_chosen(f"names the {choice['type']} {str(name)[:128]!r}, which is not among the tools")
 

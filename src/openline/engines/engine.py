@@ -29,11 +29,21 @@ class EngineRequest(msgspec.Struct, frozen=True):
 
 
 class Model(msgspec.Struct, frozen=True):
-    """A model that an engine serves."""
+    """A model that an engine serves.
+
+    Attributes:
+        created: when, in seconds since 1970; 0 if nobody knows.
+        context_window: how many tokens prompt and answer may have together, where the upstream tells.
+        known_as: a name that says more than the id: a path, an architecture; empty if there is none.
+        images: whether it can look at images, where the upstream tells.
+    """
 
     id: str
     created: int = 0
     owned_by: str = "openline"
+    context_window: int | None = None
+    known_as: str = ""
+    images: bool | None = None
 
 
 class Generation(Protocol):

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from openline.config import UpstreamSettings
+from openline.engines.about import Inquiry
 from openline.engines.engine import EngineRequest, Generation, Model
 from openline.engines.upstream import Upstream
 from openline.protocol.context import SharedBytes
@@ -21,15 +22,22 @@ from openline.protocol.deltas import Delta, UpstreamEvent
 from openline.protocol.errors import ProtocolError
 from openline.protocol.items import Item
 from openline.protocol.sse import DONE_DATA
+from openline.protocol.states import TERMINAL_EVENTS
 
 # What is ours to say, or concerns the client's connection to us only.
 _NOT_PASSED_ON: Final = frozenset(
     {"type", "stream_id", "generate", "stream", "stream_options", "background", "store", "input", "model"}
     | {"previous_response_id", "conversation", "client_metadata"}
 )
-# Quotes inside a text are escaped, so this only matches the event's own type.
+# Whether it is the event's own type is decided by decoding; this is to decode one event a turn and not each.
 _TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
 
+
+class _Head(msgspec.Struct):
+    type: str = ""
+
+
+_head = msgspec.json.Decoder(_Head)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _event = msgspec.json.Decoder(dict[str, Any])
 _encoder: Final = msgspec.json.Encoder()
@@ -81,6 +89,7 @@ class ResponsesEngine:
     def __init__(self, settings: UpstreamSettings, *, show_detail: bool) -> None:
         self.name = settings.label
         self._upstream = Upstream(settings, show_detail=show_detail)
+        self._inquiry = Inquiry(self._upstream, settings)
 
     def __repr__(self) -> str:
         return f"<ResponsesEngine {self._upstream!r}>"
@@ -102,10 +111,11 @@ class ResponsesEngine:
         Raises:
             ProtocolError: it cannot be asked.
         """
-        return await self._upstream.get_models()
+        return (await self._inquiry.ask()).models
 
     async def close(self) -> None:
         """Give back its connections."""
+        await self._inquiry.close()
         await self._upstream.close()
 
 
@@ -144,4 +154,11 @@ class _Generation:
 
 
 def _is_last(data: bytes) -> bool:
-    return data == DONE_DATA or _TERMINAL.search(data) is not None
+    if data == DONE_DATA:
+        return True
+    if _TERMINAL.search(data) is None:
+        return False
+    try:
+        return _head.decode(data).type in TERMINAL_EVENTS
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
+from typing import Final
 
 import msgspec
 
@@ -11,12 +13,26 @@ from openline.config import UpstreamSettings
 from openline.engines.engine import Engine, Model
 from openline.protocol.errors import ProtocolError
 
+# Codex and load balancers ask while somebody waits; a server that can answer a turn answers this at once.
+_ASK_SECONDS_MAX: Final = 5.0
+
 
 class Upstream(msgspec.Struct, frozen=True):
     """An engine and the settings it was made from."""
 
     settings: UpstreamSettings
     engine: Engine
+
+
+def offered(settings: UpstreamSettings, served: Sequence[Model]) -> list[Model]:
+    """What may be asked of an upstream that serves these: aliases first, then what its patterns let through."""
+    by_id = {model.id: model for model in served}
+    aliases = [
+        msgspec.structs.replace(by_id.get(model_id, Model(model_id, owned_by=settings.label)), id=alias)
+        for alias, model_id in settings.aliases.items()
+    ]
+    let_through = (model for model in served if any(fnmatchcase(model.id, pattern) for pattern in settings.models))
+    return [*aliases, *let_through]
 
 
 class Router:
@@ -48,29 +64,35 @@ class Router:
         An upstream that cannot be asked now adds nothing.
         """
         found: dict[str, Model] = {}
-        for upstream in self.upstreams:
-            for alias in upstream.settings.aliases:
-                found.setdefault(alias, Model(alias, owned_by=upstream.engine.name))
-            try:
-                served = await upstream.engine.models()
-            except ProtocolError:
-                continue
-            for model in served:
-                if any(fnmatchcase(model.id, pattern) for pattern in upstream.settings.models):
-                    found.setdefault(model.id, model)
+        for upstream, served in zip(self.upstreams, await self._ask_all(), strict=True):
+            for model in offered(upstream.settings, served if isinstance(served, Sequence) else ()):
+                found.setdefault(model.id, model)
         return list(found.values())
 
     async def check(self) -> dict[str, str | None]:
         """For each upstream, by name: None if it answers, else what is wrong."""
         found: dict[str, str | None] = {}
-        for upstream in self.upstreams:
-            try:
-                await upstream.engine.models()
-            except ProtocolError as error:
-                found[upstream.engine.name] = error.message
-            else:
-                found[upstream.engine.name] = None
+        for upstream, served in zip(self.upstreams, await self._ask_all(), strict=True):
+            name = upstream.engine.name
+            # Of two that share a name, on one host for instance, neither may hide the other's fault.
+            found[name] = found.get(name) or (served.message if isinstance(served, ProtocolError) else None)
         return found
+
+    async def _ask_all(self) -> list[Sequence[Model] | ProtocolError]:
+        """What each upstream serves, or why it does not answer; asked at once, so that a silent one holds up none."""
+
+        async def ask(engine: Engine) -> Sequence[Model] | ProtocolError:
+            try:
+                async with asyncio.timeout(_ASK_SECONDS_MAX):
+                    return await engine.models()
+            except ProtocolError as error:
+                return error
+            except TimeoutError:
+                return ProtocolError(
+                    "upstream_timeout", f"Upstream '{engine.name}' did not say in time what it serves."
+                )
+
+        return await asyncio.gather(*(ask(upstream.engine) for upstream in self.upstreams))
 
     async def close(self) -> None:
         """Close every engine."""

@@ -12,7 +12,7 @@ import asyncio
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -20,7 +20,7 @@ from openline.config import ConfigError, UpstreamSettings
 from openline.engines.engine import EngineRequest, Generation, Model
 from openline.protocol.deltas import CallDelta, CallStarted, Delta, Ended, TextDelta, UpstreamEvent, Usage
 from openline.protocol.errors import ProtocolError, error_of
-from openline.protocol.items import Item
+from openline.protocol.items import Item, wrong_type
 from openline.protocol.transcript import BadTranscript, RecordedTurn, read_lines, turns
 
 _TOOLS_MODEL: Final = re.compile(r"scripted-tools-([0-9]{1,4})\Z")
@@ -35,7 +35,9 @@ _ENGINE_REFUSALS: Final = frozenset(
     | {"rate_limit_exceeded", "insufficient_quota", "usage_not_included", "server_is_overloaded"}
     | {"context_length_exceeded", "invalid_prompt", "cyber_policy"}
 )
-_ITEMS_MAX: Final = 16  # of an example array, whatever its schema asks for
+# Of an example, whatever its schema asks for: items of an array; parts inside each other.
+_ITEMS_MAX: Final = 4
+_DEPTH_MAX: Final = 32
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -200,7 +202,8 @@ def _say(text: str) -> list[list[Delta]]:
 
 
 def _use_tools(request: EngineRequest, seen: Seen, calls_wanted: int) -> list[list[Delta]]:
-    tools = [tool for tool in map(_tool.decode, request.create.tools or ()) if tool.type in {"function", "custom"}]
+    offered = [_read_tool(raw, index) for index, raw in enumerate(request.create.tools or ())]
+    tools = [tool for tool in offered if tool.type in {"function", "custom"}]
     if not tools or request.create.tool_choice == "none" or seen.calls >= calls_wanted:
         quoted = f" The last tool said: {seen.last_output[:200]}" if seen.last_output else ""
         return _say(f"Done after {seen.calls} tool calls.{quoted}")
@@ -208,7 +211,7 @@ def _use_tools(request: EngineRequest, seen: Seen, calls_wanted: int) -> list[li
     call_id = f"call_{seen.calls + 1:04d}"
     if tool.type == "custom":
         return [[CallStarted("custom_tool_call", call_id, tool.name)], [CallDelta(f"call {seen.calls + 1}")]]
-    arguments = msgspec.json.encode(example(tool.parameters or {}, seen.calls + 1)).decode()
+    arguments = msgspec.json.encode(example({"type": "object", **_dict(tool.parameters)}, seen.calls + 1)).decode()
     half = len(arguments) // 2
     return [
         [CallStarted("function_call", call_id, tool.name)],
@@ -220,51 +223,67 @@ def _use_tools(request: EngineRequest, seen: Seen, calls_wanted: int) -> list[li
 class _Tool(msgspec.Struct):
     type: str
     name: str = ""
-    parameters: dict[str, Any] | None = None
+    parameters: Any = None
 
 
 _tool = msgspec.json.Decoder(_Tool)
 
 
-def example(schema: Mapping[str, Any], number: int) -> Any:
+def _read_tool(raw: msgspec.Raw, index: int) -> _Tool:
+    try:
+        return _tool.decode(raw)
+    except msgspec.ValidationError as error:
+        raise wrong_type(error, under=f"tools[{index}]") from None
+
+
+def example(schema: Any, number: int, depth: int = 0) -> Any:
     """A value that a JSON schema accepts, the same for the same number.
+
+    A schema comes unchecked from a client: a part of it that cannot be read counts as a
+    string, and arrays stay short.
 
     Args:
         schema: a tool's `parameters`, or a part of them.
         number: which call it is; it shows in strings and integers, so that calls differ.
+        depth: how far inside the parameters this part stands.
     """
-    if "const" in schema:
-        return schema["const"]
-    choices: Sequence[Any] = schema.get("enum") or ()
-    if choices:
+    found = _dict(schema)
+    if "const" in found:
+        return found["const"]
+    if choices := _list(found.get("enum")):
         return choices[number % len(choices)]
-    variants: Sequence[Mapping[str, Any]] = schema.get("anyOf") or schema.get("oneOf") or ()
-    if variants:
-        return example(variants[0], number)
-    kind: Any = schema.get("type", "object" if "properties" in schema else "string")
-    make = _EXAMPLES.get(str(kind[0] if isinstance(kind, list) else kind), _example_string)  # pyright: ignore[reportUnknownArgumentType]
-    return make(schema, number)
+    if variants := _list(found.get("anyOf")) or _list(found.get("oneOf")):
+        return example(variants[0], number, depth + 1) if depth < _DEPTH_MAX else None
+    kind = found.get("type", "object" if "properties" in found else "string")
+    make = _EXAMPLES.get(str(next(iter(_list(kind)), kind)), _example_string)
+    return make(found, number, depth) if depth < _DEPTH_MAX else None
 
 
-def _example_object(schema: Mapping[str, Any], number: int) -> Any:
-    properties: Mapping[str, Any] = schema.get("properties") or {}
-    names: Sequence[str] = schema.get("required") or list(properties)
-    return {name: example(properties.get(name) or {}, number) for name in names}
+def _example_object(schema: Mapping[str, Any], number: int, depth: int) -> Any:
+    properties = _dict(schema.get("properties"))
+    names = _list(schema.get("required")) or properties
+    return {name: example(part, number, depth + 1) for name, part in properties.items() if name in names}
 
 
-def _example_array(schema: Mapping[str, Any], number: int) -> Any:
-    return [example(schema.get("items") or {}, number + index) for index in range(schema.get("minItems", 1))]
+def _example_array(schema: Mapping[str, Any], number: int, depth: int) -> Any:
+    least = schema.get("minItems", 1)
+    # Arrays in arrays multiply, so those further inside have one item.
+    most = _ITEMS_MAX if depth < _ITEMS_MAX else 1
+    count = min(least, most) if isinstance(least, int) else 1
+    return [example(schema.get("items"), number + index, depth + 1) for index in range(count)]
 
 
-def _example_number(schema: Mapping[str, Any], number: int) -> Any:
-    return max(number, schema.get("minimum", number))
+def _example_number(schema: Mapping[str, Any], number: int, _: int) -> Any:
+    least, most = schema.get("minimum"), schema.get("maximum")
+    value = max(number, least) if isinstance(least, int | float) else number
+    return min(value, most) if isinstance(most, int | float) else value
 
 
-def _example_string(_: Mapping[str, Any], number: int) -> Any:
+def _example_string(_: Mapping[str, Any], number: int, __: int) -> Any:
     return f"item-{number:02d}"
 
 
-def _example_boolean(_: Mapping[str, Any], number: int) -> Any:
+def _example_boolean(_: Mapping[str, Any], number: int, __: int) -> Any:
     return number % 2 == 1
 
 
@@ -272,7 +291,7 @@ def _example_null(*_: object) -> Any:
     return None
 
 
-_EXAMPLES: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
+_EXAMPLES: Final[Mapping[str, Callable[[Mapping[str, Any], int, int], Any]]] = {
     "object": _example_object,
     "array": _example_array,
     "integer": _example_number,
@@ -280,3 +299,13 @@ _EXAMPLES: Final[Mapping[str, Callable[[Mapping[str, Any], int], Any]]] = {
     "boolean": _example_boolean,
     "null": _example_null,
 }
+
+
+def _dict(value: Any) -> dict[str, Any]:
+    """An object; empty if it is none."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _list(value: Any) -> list[Any]:
+    """An array; empty if it is none."""
+    return cast("list[Any]", value) if isinstance(value, list) else []

@@ -13,14 +13,13 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Final
+from typing import Any, Final, NamedTuple, NoReturn
 
 import aiohttp
 import msgspec
 from aiohttp.http_exceptions import HttpProcessingError
 
 from openline.config import UpstreamSettings
-from openline.engines.engine import Model
 from openline.engines.upstream_errors import read_answer, refusal, without_echo, without_secrets
 from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, read_trust
 from openline.protocol import sse
@@ -31,8 +30,10 @@ logger = logging.getLogger("openline.upstream")
 _DRAIN_SECONDS_MAX: Final = 1.0  # how long a finished stream may take to end before its connection is given up
 _ERROR_BYTES_MAX: Final = 64 * 1024
 _MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
+_LOOK_SECONDS_MAX: Final = 2.0  # a server that does not know a path says so at once
 _RAW_BODY_BYTES_MAX: Final = 1024 * 1024  # above it aiohttp wants a file object, which it writes piece by piece
 _POST_HEADERS: Final = {"Content-Type": JSON}
+_object: Final = msgspec.json.Decoder(dict[str, Any])
 
 # What the library raises where the network or the peer is at fault.
 FAULTS: Final = (aiohttp.ClientError, OSError, HttpProcessingError)
@@ -61,6 +62,13 @@ _KINDS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
     (HttpProcessingError, "upstream_error", "sent something that is not HTTP."),
 )
 _CUT: Final = ("upstream_error", "closed the connection: the answer ended before it finished.")
+
+
+class Listing(NamedTuple):
+    """An answer to `GET /models`: its body, and what the server calls itself."""
+
+    body: bytes
+    server: str
 
 
 def is_done(data: bytes) -> bool:
@@ -138,11 +146,11 @@ class Upstream:
             else:
                 response.close()  # nothing is cut where the body has ended: its connection is back in the pool by then
 
-    async def get_models(self) -> list[Model]:
-        """The models it serves, by `GET /models`.
+    async def get_models(self) -> Listing:
+        """Its answer to `GET /models`.
 
         Raises:
-            ProtocolError: it cannot be reached, refused, or answered something else.
+            ProtocolError: it cannot be reached, or refused.
         """
         seconds = self._settings.connect_seconds_max
         try:
@@ -154,12 +162,38 @@ class Upstream:
         try:
             if not 200 <= response.status < 300:
                 raise await self._refused(response)
-            return read_models(await self._whole(response, _MODELS_BYTES_MAX))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            message = f"Upstream '{self.label}' answered GET /models with something other than a list of models."
-            raise ProtocolError("upstream_error", message) from None
+            return Listing(await self._whole(response, _MODELS_BYTES_MAX), response.headers.get("Server", ""))
         finally:
             response.close()
+
+    def no_models(self) -> NoReturn:
+        """Refuse what `get_models` got: it is no list.
+
+        Raises:
+            ProtocolError: always.
+        """
+        message = f"Upstream '{self.label}' answered GET /models with something other than a list of models."
+        raise ProtocolError("upstream_error", message)
+
+    async def look(self, path: str, body: bytes | None = None) -> dict[str, Any]:
+        """What it answers beside its API; empty for anything but a JSON object, a fault included.
+
+        Args:
+            path: below the root of its API, so without the `/v1` of its `url`.
+            body: JSON to post, if any.
+        """
+        url = self._settings.url.removesuffix("/v1") + path
+        timeout = aiohttp.ClientTimeout(total=_LOOK_SECONDS_MAX)
+        method, headers = ("GET", None) if body is None else ("POST", _POST_HEADERS)
+        try:
+            async with self._session().request(
+                method, url, data=body, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status != 200:
+                    return {}
+                return _object.decode(await self._whole(response, _MODELS_BYTES_MAX))
+        except (*FAULTS, ProtocolError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -334,33 +368,6 @@ class _EventReader:
         if self._begun:
             return f"{self._settings.idle_seconds_max:g} seconds (`idle_seconds_max`)"
         return f"{self._settings.first_event_seconds_max:g} seconds (`first_event_seconds_max`)"
-
-
-class _ModelRow(msgspec.Struct):
-    id: str
-    created: object = None
-    owned_by: object = None
-
-
-class _ModelList(msgspec.Struct):
-    data: list[_ModelRow]
-
-
-def read_models(body: bytes) -> list[Model]:
-    """The body of `GET /models`.
-
-    Raises:
-        msgspec.DecodeError: it is not a list of models.
-    """
-    rows = msgspec.json.decode(body, type=_ModelList | list[_ModelRow])
-    return [
-        Model(
-            row.id,
-            row.created if isinstance(row.created, int) else 0,
-            row.owned_by if isinstance(row.owned_by, str) and row.owned_by else "openline",
-        )
-        for row in (rows.data if isinstance(rows, _ModelList) else rows)
-    ]
 
 
 def _content_type(response: aiohttp.ClientResponse) -> str:

@@ -29,7 +29,8 @@ _OVERFLOW: Final = re.compile(
     r"|when (?:the )?context (?:the )?overflows|reached context length"
     r"|`inputs` (?:tokens|must have less)"
     r"|prompt is too long|input is too long|reduce the length of (?:the|your) (?:messages|prompt|input)"
-    r"|input token count\W.{0,40}exceeds the maximum",
+    r"|input token count\W.{0,40}exceeds the maximum"
+    r"|input length \(\d+ tokens\) exceeds the maximum allowed length",
     re.IGNORECASE,
 )
 _NO_MODEL: Final = re.compile(
@@ -39,6 +40,31 @@ _NO_MODEL: Final = re.compile(
 )
 _NO_QUOTA: Final = re.compile(
     r"insufficient_quota|quota_exceeded|billing|insufficient (?:balance|credits)", re.IGNORECASE
+)
+
+# How servers were started, or what they run, decides whether they take tools. vLLM (vllm-project/vllm#9986),
+# llama.cpp (server-common.cpp), SGLang, Ollama (server/routes.go).
+_TOOLS_OFF: Final = re.compile(
+    r"requires --enable-auto-tool-choice|--tool-call-parser (?:to be set|is (?:required|not set))"
+    r"|param requires --jinja|does not support tools",
+    re.IGNORECASE,
+)
+# A chat template, or what checks messages before it, does not take their order, roles or ids.
+_TEMPLATE: Final = re.compile(
+    r"system message must be at the beginning|roles must alternate|unexpected role|system role (?:is )?not supported"
+    r"|unexpected message role|roles? (?:are|is) supported|tool call id was|jinja (?:exception|template)|TemplateError",
+    re.IGNORECASE,
+)
+# Strict servers name the field that they do not know; DeepSeek names the one that it misses.
+_REASONING: Final = re.compile(
+    r"reasoning_content\W.{0,80}(?:unsupported|not permitted|must be passed back)"
+    r"|extra_forbidden.{0,200}\breasoning|reasoning is not supported",
+    re.IGNORECASE | re.DOTALL,
+)
+_NO_IMAGES: Final = re.compile(
+    r"image input is not supported|image_url.{0,60}not supported|does not support (?:images?|vision|multimodal)"
+    r"|is not a multimodal model|no multimodal|image urls are only allowed",
+    re.IGNORECASE,
 )
 
 # Keys in the forms that servers echo them: a header's value, a known prefix, a field, a URL, a JWT.
@@ -101,6 +127,33 @@ _RATE: Final = _Kind("rate_limit_exceeded", "too many requests. Try again later.
 _OVERLOADED: Final = _Kind("server_is_overloaded", "it is overloaded or still loading. Try again later.")
 _REFUSED: Final = _Kind("upstream_refused", "it refused the request.")
 _FAILED: Final = _Kind("upstream_error", "it failed.")
+
+_NO_TOOLS: Final = _Kind(
+    "upstream_refused",
+    "it takes no tools as it runs now. vLLM wants --enable-auto-tool-choice and --tool-call-parser NAME, SGLang"
+    " --tool-call-parser NAME, llama.cpp --jinja; Ollama a model of which `ollama show` lists tools.",
+    "tools",
+)
+_REFUSED_ORDER: Final = _Kind(
+    "upstream_refused",
+    "its model's chat template does not take these messages. Set the upstream's `profile` and `family`"
+    ' if they were not recognised, or `late_system_role` to "user".',
+    "input",
+)
+_REFUSED_REASONING: Final = _Kind(
+    "upstream_refused",
+    "it takes an assistant's earlier reasoning in another form. Set the upstream's `reasoning_field`"
+    ' to "reasoning_content", "reasoning" or "".',
+    "input",
+)
+_REFUSED_IMAGE: Final = _Kind("upstream_refused", "its model does not look at images. Send text only.", "input")
+# What its words mean, in the order in which they are looked for.
+_OF_WORDS: Final = (
+    (_TOOLS_OFF, _NO_TOOLS),
+    (_REASONING, _REFUSED_REASONING),
+    (_TEMPLATE, _REFUSED_ORDER),
+    (_NO_IMAGES, _REFUSED_IMAGE),
+)
 
 _OF_STATUS: Final[Mapping[int, _Kind]] = {
     401: _UNAUTHORIZED,
@@ -172,6 +225,10 @@ def kind_of(answer: Answer) -> _Kind:
         return _REDIRECTED
     if status not in {401, 429} and _OVERFLOW.search(words):
         return _OVERFLOWS
+    if status in {400, 422, 500}:
+        for pattern, kind in _OF_WORDS:
+            if pattern.search(words):
+                return kind
     if "model_not_found" in answer.names or (status in {400, 404, 422, 500} and _NO_MODEL.search(words)):
         return _MODEL_UNKNOWN
     if status == 429 and _NO_QUOTA.search(words):

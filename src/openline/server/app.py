@@ -20,11 +20,13 @@ from openline.config import LimitSettings
 from openline.engines.router import Router
 from openline.protocol.connection import Limits
 from openline.protocol.errors import ProtocolError
+from openline.server import cors
 from openline.server.asgi import Receive, Scope, Send, answer_headers, send_error
-from openline.server.guard import Guard
+from openline.server.catalogue import catalogue, openai_entry
+from openline.server.guard import Guard, header
 from openline.server.http import create_response
 from openline.server.websocket import Socket
-from openline.state.store import Store, StoreUnavailable
+from openline.state.store import Store, StoreUnavailable, store_unavailable
 from openline.turns.registry import Registry
 
 _RESPONSES_PATHS: Final = frozenset({"/v1/responses", "/responses", "/openai/v1/responses"})
@@ -46,7 +48,12 @@ class App:
         self._registry = registry
         self._limits = limits
         self._websocket = websocket
-        self._lanes = Limits(limits.lanes_named_max, limits.responses_active_max, limits.creates_queued_max)
+        self._lanes = Limits(
+            limits.lanes_named_max,
+            limits.responses_active_max,
+            limits.creates_queued_max,
+            limits.creates_queued_bytes_max,
+        )
         self._routes = _routes(Endpoints(guard, router, store))
 
     def __repr__(self) -> str:
@@ -55,6 +62,12 @@ class App:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection or request, as ASGI gives it."""
         kind = scope["type"]
+        origin = self._guard.listed_origin(scope["headers"])
+        if kind == "http" and origin is not None:
+            send = cors.answering(send, origin)
+            if scope["method"] == "OPTIONS":
+                await cors.answer_preflight(scope, send)
+                return
         if kind == "websocket":
             await self._serve_socket(scope, receive, send)
         elif kind == "http" and scope["method"] == "POST" and scope["path"] in _RESPONSES_PATHS:
@@ -75,6 +88,7 @@ class App:
             send,
             owner=owner,
             request_id=request_id,
+            content_length=int(header(scope["headers"], b"content-length") or 0),
             message_bytes_max=self._limits.message_bytes_max,
             send_buffer_bytes_max=self._limits.send_buffer_bytes_max,
         )
@@ -126,9 +140,8 @@ class Endpoints:
     async def responses_index(self, request: Request) -> Response:
         """`GET /v1/responses` without an upgrade: there is no list of responses."""
         self._guard.admit(request.headers.raw)
-        error = ProtocolError("method_not_allowed", "Only POST, or a WebSocket upgrade, is answered here.")
-        error.headers["allow"] = "POST"
-        raise error
+        message = "Only POST, or a WebSocket upgrade, is answered here."
+        raise ProtocolError("method_not_allowed", message, headers={"allow": "POST"})
 
     async def get_response(self, request: Request) -> Response:
         """`GET /v1/responses/{id}`: a stored response."""
@@ -148,10 +161,16 @@ class Endpoints:
         return _json({"id": response_id, "object": "response", "deleted": True})
 
     async def list_models(self, request: Request) -> Response:
-        """`GET /v1/models`. The empty `models` is for Codex, which asks here for a catalogue of its own."""
+        """`GET /v1/models`: OpenAI's list and Codex's, with a tag to ask by whether they are still the same."""
         self._guard.admit(request.headers.raw)
-        data = [_model(model) for model in await self._router.models()]
-        return _json({"object": "list", "data": data, "models": []})
+        listed = catalogue(await self._router.models())
+        if _is_known(listed.etag, request.headers.get("if-none-match", "")):
+            response = _json_bytes(b"", 304)
+            del response.headers["content-type"]
+        else:
+            response = _json_bytes(listed.body)
+        response.headers["etag"] = listed.etag
+        return response
 
     async def get_model(self, request: Request) -> Response:
         """`GET /v1/models/{id}`."""
@@ -159,19 +178,29 @@ class Endpoints:
         model_id: str = request.path_params["model_id"]
         for model in await self._router.models():
             if model.id == model_id:
-                return _json(_model(model))
+                return _json(openai_entry(model))
         raise ProtocolError("model_unknown", f"The model '{model_id}' does not exist.", param="model")
 
     async def healthz(self, _: Request) -> Response:
         """The process answers."""
         return _json({"status": "ok"})
 
-    async def readyz(self, _: Request) -> Response:
+    async def readyz(self, request: Request) -> Response:
         """Whether a turn could succeed now: every upstream answers, or 503 with what is wrong."""
         found = await self._router.check()
         ready = all(problem is None for problem in found.values())
-        upstreams = {name: "ok" if problem is None else problem for name, problem in found.items()}
-        return _json({"status": "ready" if ready else "not ready", "upstreams": upstreams}, 200 if ready else 503)
+        answer: dict[str, object] = {"status": "ready" if ready else "not ready"}
+        if self._may_see_upstreams(request):
+            answer["upstreams"] = {name: problem or "ok" for name, problem in found.items()}
+        return _json(answer, 200 if ready else 503)
+
+    def _may_see_upstreams(self, request: Request) -> bool:
+        # A load balancer asks without a key; where the models run is not for everybody.
+        try:
+            self._guard.admit(request.headers.raw)
+        except ProtocolError:
+            return False
+        return True
 
 
 def new_request_id() -> str:
@@ -190,12 +219,14 @@ def _routes(endpoints: Endpoints) -> Starlette:
             Route(f"{prefix}/models/{{model_id:path}}", endpoints.get_model, methods=["GET"]),
         ]
     handlers = {ProtocolError: _answer_error, StoreUnavailable: _answer_error, 404: _not_found, 405: _wrong_method}
-    return Starlette(routes=routes, exception_handlers=handlers)
+    app = Starlette(routes=routes, exception_handlers=handlers)
+    app.router.redirect_slashes = False  # a redirect would go where the client's `Host` says, before the guard
+    return app
 
 
 async def _answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, StoreUnavailable):
-        error = ProtocolError("store_unavailable", f"The store cannot be used now: {error}.")
+        error = store_unavailable(error)
     assert isinstance(error, ProtocolError), "only these two are routed here"
     response = _json(error.envelope(), error.status)
     response.headers.update(error.headers)
@@ -227,8 +258,12 @@ def _no_such_response(response_id: str) -> ProtocolError:
     return ProtocolError("not_found", f"Response with id '{response_id}' not found.")
 
 
-def _model(model: object) -> dict[str, object]:
-    return {**msgspec.to_builtins(model), "object": "model"}
+def _is_known(etag: str, if_none_match: str) -> bool:
+    """Whether a client has this already.
+
+    Source: RFC 9110 §13.1.2: the comparison is weak, so that a proxy may have marked ours as such.
+    """
+    return any(tag.strip().removeprefix("W/") in {etag, "*"} for tag in if_none_match.split(","))
 
 
 def _json(value: object, status: int = 200) -> Response:

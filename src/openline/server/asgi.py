@@ -44,8 +44,12 @@ async def send_error(send: Send, error: ProtocolError, request_id: str, *, prefi
     await send_json(send, error.status, body, answer_headers(request_id, extra), prefix=prefix)
 
 
-async def read_body(receive: Receive, bytes_max: int) -> bytes:
+async def read_body(receive: Receive, bytes_max: int, *, declared: int = 0) -> bytes:
     """A request's whole body.
+
+    Args:
+        bytes_max: the most that is taken.
+        declared: what its `Content-Length` says, 0 if it says nothing; too much is refused before it is sent.
 
     Raises:
         ProtocolError: it is larger than `bytes_max`.
@@ -53,17 +57,18 @@ async def read_body(receive: Receive, bytes_max: int) -> bytes:
     """
     chunks: list[bytes] = []
     size = 0
-    while True:
+    while declared <= bytes_max:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGone
         chunk: bytes = message.get("body", b"")
         size += len(chunk)
         if size > bytes_max:
-            raise ProtocolError("message_too_big", f"The body is larger than {bytes_max} bytes.")
+            break
         chunks.append(chunk)
         if not message.get("more_body"):
             return b"".join(chunks)
+    raise ProtocolError("message_too_big", f"The body is larger than {bytes_max} bytes.")
 
 
 class ClientGone(Exception):  # noqa: N818 - a state of the peer

@@ -93,6 +93,11 @@ class Guard:
             message = "This server listens on loopback: expected 'localhost' or a loopback address as 'Host'."
             raise ProtocolError("host_not_allowed", message)
 
+    def listed_origin(self, headers: Headers) -> str | None:
+        """The `Origin` of a request, if it is one of those that may use this server."""
+        origin = header(headers, b"origin") if self._allowed_origins else None
+        return origin if origin in self._allowed_origins else None
+
     def connect(self, owner: str) -> None:
         """An owner opens a socket; `disconnect` gives it back.
 
@@ -124,4 +129,4 @@ class Guard:
         message = (
             "The API key is missing or not known: expected 'Authorization: Bearer <key>' with a key of this server."
         )
-        raise ProtocolError("invalid_api_key", message)
+        raise ProtocolError("invalid_api_key", message, headers={"www-authenticate": "Bearer"})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Coroutine, Sequence
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
@@ -12,9 +14,15 @@ from openline.protocol import sse
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create
 from openline.server.asgi import ClientGone, Receive, Send, answer_headers, read_body, send_error, send_json
+from openline.turns.bind import TurnRequest
 from openline.turns.log import LogReader, Window
 from openline.turns.registry import Registry, Turn
-from openline.turns.run import TurnRequest
+
+# uvicorn waits for a slow client before it takes a piece, not after; behind a piece above its high-water mark an
+# empty one waits, so that the log is told of bytes as delivered that have gone.
+_HEADER_NAME: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
+_DROPPED_NAMED_MAX: Final = 32
+_UNDRAINED_BYTES_MAX: Final = 64 * 1024
 
 
 async def create_response(
@@ -24,6 +32,7 @@ async def create_response(
     *,
     owner: str,
     request_id: str,
+    content_length: int,
     message_bytes_max: int,
     send_buffer_bytes_max: int,
 ) -> None:
@@ -32,7 +41,7 @@ async def create_response(
     Source: Responses API reference, "Create a response"; streaming reference, "Server-sent events".
     """
     try:
-        body = await read_body(receive, message_bytes_max)
+        body = await read_body(receive, message_bytes_max, declared=content_length)
         create = read_http_create(body)
         streams = bool(create.stream)
         request = TurnRequest(
@@ -91,13 +100,16 @@ async def _send_events(turn: Turn, reader: LogReader, send: Send, request_id: st
     ]
     await send({"type": "http.response.start", "status": 200, "headers": answer_headers(request_id, headers)})
     while events:
-        await send(
-            {"type": "http.response.body", "body": b"".join([sse.encode(event) for event in events]), "more_body": True}
-        )
+        body = b"".join([sse.encode(event) for event in events])
+        await send({"type": "http.response.body", "body": body, "more_body": True})
+        if len(body) > _UNDRAINED_BYTES_MAX:
+            await send({"type": "http.response.body", "body": b"", "more_body": True})
         events = await reader.read()
     await send({"type": "http.response.body", "body": sse.DONE})
 
 
 def _dropped_tools(turn: Turn) -> Sequence[tuple[bytes, bytes]]:
-    names = ",".join(turn.log.dropped_tools)
-    return [(b"openline-dropped-tools", names.encode("ascii", "replace"))] if names else ()
+    # Types come from the client: what cannot stand in a header is told as `?`.
+    dropped = turn.log.dropped_tools[:_DROPPED_NAMED_MAX]
+    names = ",".join(name if _HEADER_NAME.match(name) else "?" for name in dropped)
+    return [(b"openline-dropped-tools", names.encode("ascii"))] if names else ()

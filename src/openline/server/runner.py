@@ -22,8 +22,8 @@ from openline.server.app import App
 from openline.server.guard import Guard
 from openline.state.opening import open_store
 from openline.state.store import Store
+from openline.turns.bind import Parts
 from openline.turns.registry import Registry
-from openline.turns.run import Parts
 
 _BACKLOG: Final = 2048
 _KEEP_ALIVE_SECONDS: Final = 75  # as nginx; an agent whose tool runs for a minute comes back on the same connection
@@ -47,8 +47,9 @@ def bind(config: Config) -> socket.socket:
     try:
         family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, kind, proto)
-    except OSError as error:
-        raise ConfigError(f"server.host is '{host}': {error.strerror}.") from None
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a host name"
+        raise ConfigError(f"server.host is '{host}': {reason}.") from None
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
@@ -80,9 +81,11 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
     store = open_store(config.store.url)
     router = open_router(config.upstreams, show_detail=not config.keys)
     app, registry = build(config, router, store, LogHook())
+    recognising = asyncio.create_task(router.check())  # so that the first turn has its upstream's form already
     try:
         await Server(uvicorn_config(config, app), on_started).serve(sockets=[listening])
     finally:
+        recognising.cancel()
         await registry.close()
         await router.close()
         await store.close()
@@ -143,6 +146,7 @@ def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing reads a client's address
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,

@@ -14,9 +14,9 @@ from openline.protocol.connection import Connection, Limits, Start, frame
 from openline.protocol.errors import ProtocolError
 from openline.server.asgi import ClientGone, Message, Receive, Send
 from openline.state.cache import ConnectionCache
+from openline.turns.bind import TurnRequest
 from openline.turns.log import LogReader, Window
 from openline.turns.registry import Registry, Turn
-from openline.turns.run import TurnRequest
 
 
 class Socket:
@@ -50,7 +50,7 @@ class Socket:
         self._window = Window(send_buffer_bytes_max)
         self._group: asyncio.TaskGroup
         self._deliveries: set[asyncio.Task[None]] = set()
-        self._warmed: dict[str | None, Turn] = {}  # a lane's last turn, if it was a warm-up: it may still prefill
+        self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
 
     def __repr__(self) -> str:
         return f"<Socket {self._owner} {self._connection!r} {self._window!r}>"
@@ -59,13 +59,15 @@ class Socket:
         """Take messages until the peer is gone; then nothing of it goes on."""
         async with asyncio.TaskGroup() as group:
             self._group = group
-            with suppress(ClientGone):
-                while (message := await self._receive())["type"] != "websocket.disconnect":
-                    await self._take(message)
-            for delivery in self._deliveries:
-                delivery.cancel()
-            for warmed in self._warmed.values():
-                warmed.cancel()
+            try:
+                with suppress(ClientGone):
+                    while (message := await self._receive())["type"] != "websocket.disconnect":
+                        await self._take(message)
+            finally:
+                for delivery in self._deliveries:
+                    delivery.cancel()
+                for warmed in self._warmed.values():
+                    warmed.cancel()
 
     async def _take(self, message: Message) -> None:
         text: str | bytes | None = message.get("text")
@@ -83,6 +85,7 @@ class Socket:
             else:
                 self._cache.evict_failed(self._owner, entry.stream_id, entry.previous_response_id)
                 await self._refuse(entry.error, entry.stream_id)
+                self._connection.end_turn(entry.stream_id)
 
     def _start(self, start: Start) -> None:
         create = start.create
@@ -101,13 +104,23 @@ class Socket:
             self._window,
         )
         if not create.generates:
-            self._warmed[create.stream_id] = turn
+            self._warm(create.stream_id, turn)
         # The reader is there before its task runs, so that a peer that is gone by then still abandons its turn.
         reader = turn.log.deliver()
         delivery = self._group.create_task(self._deliver(reader, create.stream_id))
         self._deliveries.add(delivery)
         delivery.add_done_callback(self._deliveries.discard)
         delivery.add_done_callback(lambda _: reader.leave())
+
+    def _warm(self, stream_id: str | None, turn: Turn) -> None:
+        """Remember a warm-up for as long as it runs, so that its prefill can be stopped."""
+
+        def forget(_: object) -> None:
+            if self._warmed.get(stream_id) is turn:
+                del self._warmed[stream_id]
+
+        self._warmed[stream_id] = turn
+        turn.task.add_done_callback(forget)
 
     async def _deliver(self, reader: LogReader, stream_id: str | None) -> None:
         """Write one turn's events, then let its lane go on."""
