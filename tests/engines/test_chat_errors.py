@@ -43,6 +43,15 @@ OVERFLOWS = {
         400,
         {"message": "The input (9 tokens) is longer than the model's context length (8 tokens).", "code": 400},
     ),
+    "SGLang, length": (
+        400,
+        error("Input length (9000 tokens) exceeds the maximum allowed length (4090 tokens). Use a shorter input."),
+    ),
+    "oMLX": (400, {"error": "Prompt too long: 51587 tokens exceeds max context window of 32768 tokens"}),
+    "llama.cpp, sizes": (
+        400,
+        error("request (7946 tokens) exceeds the available context size (4096 tokens), try increasing it", code=400),
+    ),
     "SGLang, requested": (400, error("Requested token count exceeds the model's maximum context length of 8 tokens.")),
     "llama.cpp": (400, error("the request exceeds the available context size, try increasing it", code=400)),
     "llama.cpp, type": (500, error("no", type="exceed_context_size_error")),
@@ -110,6 +119,66 @@ def test_status_and_words_decide_the_code(status, body, code):
 def test_upstreams_401_is_never_the_clients():
     """Its key is the operator's."""
     assert told(401, b"").status == 502
+
+
+REMEDIES = {
+    "vLLM without its tool flags (vllm-project/vllm#9986)": (
+        400,
+        error('"auto" tool choice requires --enable-auto-tool-choice and --tool-call-parser to be set'),
+        "--enable-auto-tool-choice",
+    ),
+    "llama.cpp without --jinja": (500, error("tools param requires --jinja flag", code=500), "--jinja"),
+    "Ollama with a model without tools": (
+        400,
+        error("registry.ollama.ai/library/phi4:14b does not support tools"),
+        "`ollama show`",
+    ),
+    "Qwen's template (vllm-project/vllm#41114)": (
+        400,
+        error("System message must be at the beginning."),
+        "`late_system_role`",
+    ),
+    "Gemma's template (suitenumerique/conversations#197)": (
+        400,
+        error("Conversation roles must alternate user/assistant/user/assistant/..."),
+        "`family`",
+    ),
+    "Mistral's ids (vllm-project/vllm#9019)": (
+        400,
+        {"object": "error", "message": "Tool call id was call_1 but must be a-z, A-Z, 0-9, with a length of 9."},
+        "`family`",
+    ),
+    "Mistral's order (zed-industries/zed#37021)": (
+        400,
+        {"object": "error", "message": "Unexpected role 'user' after role 'tool'"},
+        "`family`",
+    ),
+    "Mistral's fields (charmbracelet/crush#1590)": (
+        422,
+        {"detail": [{"type": "extra_forbidden", "loc": ["body", "messages", 3, "assistant", "reasoning_content"]}]},
+        "`reasoning_field`",
+    ),
+    "Groq's fields (tashfeenahmed/freellmapi#1070)": (
+        400,
+        error("'messages.1' : (property 'reasoning_content' is unsupported)"),
+        "`reasoning_field`",
+    ),
+    "DeepSeek's thinking (QwenLM/qwen-code#3637)": (
+        400,
+        error("The `reasoning_content` in the thinking mode must be passed back to the API."),
+        "`reasoning_field`",
+    ),
+    "llama.cpp with a text model": (500, error("image input is not supported - hint: mmproj"), "Send text only"),
+}
+
+
+@pytest.mark.parametrize("case", REMEDIES)
+def test_known_refusals_have_a_remedy(case):
+    """What to change stands in the message, whether or not the upstream's own words may be shown."""
+    status, body, remedy = REMEDIES[case]
+    got = told(status, body, show_words=False)
+    assert (got.code, got.status) == ("upstream_refused", 400)
+    assert remedy in got.message
 
 
 def test_redirect_says_that_it_is_not_followed():

@@ -139,7 +139,7 @@ async def test_server_is_recognised_by_what_it_answers(name):
     routes, header, expected = SERVERS[name]
     async with inquiry(Quirky([], routes=routes, server=header)) as asking:
         about = await asking.ask()
-    model = about.models[0]
+    model = next(iter(about.models.values()))
     assert (about.kind, about.version, model.context_window, model.known_as, model.images) == expected
 
 

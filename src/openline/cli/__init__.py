@@ -9,6 +9,7 @@ import typer
 
 from openline import __version__
 from openline.cli.demo import demo
+from openline.cli.doctor import doctor
 from openline.cli.keys import keys
 from openline.cli.serve import serve
 
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command()(doctor)
 app.add_typer(keys, name="keys")
 
 

@@ -14,13 +14,17 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from openline.cli.checks import Report, look
 from openline.config import Config, ConfigError, UpstreamSettings, load
-from openline.engines.opening import USUAL_PORTS, find_local_upstream, open_router
+from openline.engines.engine import Model
+from openline.engines.opening import USUAL_PORTS, find_local_upstream
+from openline.engines.profiles import KINDS
+from openline.engines.router import offered
 from openline.server.runner import bind, run
 
 _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
-_MODELS_SECONDS_MAX = 3.0
+_LOOK_SECONDS_MAX = 3.0
 
 EXAMPLES = """
 Examples:
@@ -87,8 +91,8 @@ def _serve(config: Config) -> None:
     if not config.upstreams:
         config = _with_found_upstream(config)
     listening = bind(config)
-    models = asyncio.run(_models(config.upstreams))
-    run(config, listening, lambda: _print_started(config, listening, models))
+    reports = asyncio.run(_look(config.upstreams))
+    run(config, listening, lambda: _print_started(config, listening, reports))
 
 
 def _start_logging(level: str) -> None:
@@ -112,39 +116,57 @@ def _with_found_upstream(config: Config) -> Config:
     return msgspec.structs.replace(config, upstreams=(upstream,))
 
 
-async def _models(upstreams: tuple[UpstreamSettings, ...]) -> list[str]:
-    """The served models' names, for the hints; a dead upstream does not keep the server from starting."""
-    router = open_router(upstreams, show_detail=True)
+async def _look(upstreams: tuple[UpstreamSettings, ...]) -> list[Report]:
+    """What the upstreams tell of themselves; a dead one does not keep the server from starting."""
+    return list(await asyncio.gather(*map(_look_at, upstreams)))
+
+
+async def _look_at(upstream: UpstreamSettings) -> Report:
     try:
-        async with asyncio.timeout(_MODELS_SECONDS_MAX):
-            return [model.id for model in await router.models()]
+        async with asyncio.timeout(_LOOK_SECONDS_MAX):
+            return await look(upstream)
     except TimeoutError:
-        return []
-    finally:
-        await router.close()
+        report = Report(upstream.label, upstream.url)
+        report.add("reachable", "bad", f"It has not answered within {_LOOK_SECONDS_MAX:g} seconds.")
+        return report
 
 
-def _print_started(config: Config, listening: socket.socket, models: list[str]) -> None:
+def _print_started(config: Config, listening: socket.socket, reports: list[Report]) -> None:
     host, port = listening.getsockname()[:2]
     scheme = "https" if config.server.tls_cert else "http"
     shown = f"[{host}]" if ":" in host else host
     base_url = f"{scheme}://{shown}:{port}/v1"
     _console.print(f"\n[bold green]Openline listens on {escape(base_url)}[/]", end="")
     _console.print(" (HTTP and WebSocket)" if config.server.websocket else " (HTTP only)")
-    for upstream in config.upstreams:
-        where = f" at {upstream.url}" if upstream.url else ""
-        _console.print(f"  behind it: [bold]{escape(upstream.label)}[/] ({upstream.kind}{escape(where)})")
-    if not models:
-        _console.print("  [yellow]It does not answer now[/]; /readyz tells when it does. Turns fail until then.")
-    _console.print(f"  models: {escape(', '.join(models[:8]) or 'not known yet')}")
-    _print_hints(base_url, models[0] if models else "MODEL", config)
+    for upstream, report in zip(config.upstreams, reports, strict=True):
+        _print_upstream(upstream, report)
+    pairs = zip(config.upstreams, reports, strict=True)
+    models = [model for upstream, report in pairs for model in offered(upstream, report.models)]
+    _print_hints(base_url, models[0] if models else Model("MODEL"), config)
 
 
-def _print_hints(base_url: str, model: str, config: Config) -> None:
+def _print_upstream(upstream: UpstreamSettings, report: Report) -> None:
+    """What stands behind, and of what was found only what is wrong or worth knowing."""
+    where = f" at {upstream.url}" if upstream.url else ""
+    kind = f", {KINDS[report.kind].title}" if report.kind != "generic" else ""
+    _console.print(f"  behind it: [bold]{escape(upstream.label)}[/] ({upstream.kind}{escape(where)}{kind})")
+    names = ", ".join(model.id for model in offered(upstream, report.models)[:8])
+    _console.print(f"  models: {escape(names or 'not known yet')}")
+    for finding in report.findings:
+        if finding.level != "ok":
+            color = "red" if finding.level == "bad" else "yellow"
+            remedy = f" {finding.remedy}" if finding.remedy else ""
+            _console.print(f"  [{color}]{finding.check}[/]: {escape(finding.says + remedy)}")
+    if not report.is_good:
+        _console.print("  Turns fail until then; /readyz tells when it answers, `openline doctor` tries everything.")
+
+
+def _print_hints(base_url: str, model: Model, config: Config) -> None:
     key = "$OPENLINE_API_KEY" if config.keys else "any"
-    sdk = f'client = OpenAI(base_url="{base_url}", api_key="{key}")\nmodel = "{model}"'
+    sdk = f'client = OpenAI(base_url="{base_url}", api_key="{key}")\nmodel = "{model.id}"'
     lines = [("Python SDK", sdk)]
-    codex = f"""model = "{model}"
+    window = f"\nmodel_context_window = {model.context_window}" if model.context_window else ""
+    codex = f"""model = "{model.id}"{window}
 model_provider = "openline"
 [model_providers.openline]
 name = "openline"

@@ -55,16 +55,16 @@ _NUM_CTX: Final = re.compile(r"^\s*num_ctx\s+(\d{1,9})\s*$", re.MULTILINE)
 
 
 class About(msgspec.Struct, frozen=True):
-    """What is known of an upstream."""
+    """What is known of an upstream; its models by their ids, in its order."""
 
     kind: ServerKind = "generic"
     version: str = ""
-    models: tuple[Model, ...] = ()
+    models: Mapping[str, Model] = {}
 
     def model(self, model_id: str) -> Model:
         """What is known of a model; one that is not listed is known by its name alone."""
         tagged = f"{model_id}:latest"  # Ollama takes a name without its tag
-        return next((model for model in self.models if model.id in {model_id, tagged}), Model(model_id))
+        return self.models.get(model_id) or self.models.get(tagged) or Model(model_id)
 
 
 class Inquiry:
@@ -121,7 +121,7 @@ class Inquiry:
             self._upstream.no_models()
         self._kind = self._settings.profile or kind_of(listing, models) or self._kind or await self._probe()
         version, models = await self._details(self._kind, models)
-        self.about = About(self._kind, version, tuple(models))
+        self.about = About(self._kind, version, {model.id: model for model in models})
         self._answered_at = asyncio.get_running_loop().time()
         return self.about
 

@@ -68,7 +68,7 @@ class ChatEngine:
         Raises:
             ProtocolError: it cannot be asked.
         """
-        return (await self._inquiry.ask()).models
+        return list((await self._inquiry.ask()).models.values())
 
     async def about(self) -> About:
         """What it tells of itself.

@@ -95,7 +95,7 @@ _NAMES: Final = (
     ("gpt-oss", re.compile(r"gpt[-_]?oss", re.IGNORECASE)),
     # DeepSeek's distillations carry their base's name, but its own template.
     ("generic", re.compile(r"deepseek", re.IGNORECASE)),
-    ("mistral", re.compile(r"(?:mis|mix|minis|magis|devs|codes|pix)tral", re.IGNORECASE)),
+    ("mistral", re.compile(r"(?:mist|mixt|minist|magist|devst|codest|pixt)ral", re.IGNORECASE)),
     ("gemma", re.compile(r"gemma", re.IGNORECASE)),
     ("qwen", re.compile(r"qwen|qwq|qvq", re.IGNORECASE)),
 )

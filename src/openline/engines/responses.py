@@ -111,7 +111,7 @@ class ResponsesEngine:
         Raises:
             ProtocolError: it cannot be asked.
         """
-        return (await self._inquiry.ask()).models
+        return list((await self._inquiry.ask()).models.values())
 
     async def close(self) -> None:
         """Give back its connections."""
