@@ -190,9 +190,9 @@ def test_a_spec_is_a_kind_and_an_address(spec, kind, url):
     assert (settings.kind, settings.url) == (kind, url)
 
 
-@pytest.mark.parametrize("spec", ["", "chat", "http://localhost:8000/v1", "gguf:model", ":x"])
+@pytest.mark.parametrize("spec", ["", "chat", "http://localhost:8000/v1", "telepathy:x", ":x"])
 def test_another_spec_is_refused_with_what_was_expected(spec):
     """The message says what came and which forms there are."""
-    with pytest.raises(ConfigError, match="expected chat:URL, responses:URL or scripted:") as raised:
+    with pytest.raises(ConfigError, match="expected chat:URL, responses:URL") as raised:
         parse_upstream(spec)
     assert f"'{spec}'" in str(raised.value)

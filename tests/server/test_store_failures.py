@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from openline.state.sqlite import SqliteStore
@@ -9,16 +11,19 @@ from openline.state.store import StoreUnavailable
 
 
 class Failing(SqliteStore):
-    """A SQLite store whose disk is full, or cannot be read, when the test says so."""
+    """A SQLite store whose disk is full, slow, or cannot be read, when the test says so."""
 
     def __init__(self, path):
         super().__init__(path)
         self.full = False
         self.unreadable = False
+        self.fast = asyncio.Event()
+        self.fast.set()
 
     async def put(self, owner, turn):
         if self.full:
             raise StoreUnavailable("The store is on a full disk.")
+        await self.fast.wait()
         await super().put(owner, turn)
 
     async def chain(self, owner, response_id):
@@ -58,6 +63,30 @@ async def test_a_turn_that_cannot_be_kept_never_completes(start, store):
     answer = await server.post()
     assert (answer.status, answer.json["error"]["code"]) == (503, "store_unavailable")
     assert answer.headers["retry-after"] == "1"
+
+
+async def test_completed_waits_for_the_store(start, hand, store):
+    """While the row is not committed, `response.completed` is not sent; the client's going then changes nothing.
+
+    Source: design, "Keep (cache, store), then announce"; guarantees, "Durability".
+    """
+    server = await start(engine=hand, store=store)
+    store.fast.clear()
+    async with server.connect() as socket:
+        await socket.create()
+        (await hand.next_turn()).answer("Hi.")
+        await socket.until("response.output_text.delta")
+        assert await socket.is_silent()
+        store.fast.set()
+        response = (await socket.rest())[-1]["response"]
+        assert (await server.get(f"/v1/responses/{response['id']}")).json == response
+        store.fast.clear()
+        await socket.create()
+        (await hand.next_turn()).answer("Hi.")
+        created = (await socket.until("response.output_text.delta"))[0]["response"]
+    store.fast.set()
+    await server.idle()
+    assert (await server.get(f"/v1/responses/{created['id']}")).json["status"] == "completed"
 
 
 async def test_turns_that_need_no_store_are_unharmed(start, store):

@@ -80,7 +80,7 @@ async def test_a_full_window_holds_the_writer_up_until_the_client_has_taken_its_
         await reader.read()  # taken out of the log, but not yet by the transport
         assert not writing.done()
         reading = await waits(reader.read())
-        await writing
+        await asyncio.wait_for(writing, 5)
         log.append([b"y"], last=RESPONSE)
         assert await reading == [b"y"]
 
@@ -96,7 +96,7 @@ async def test_the_window_is_shared_by_the_turns_of_a_connection():
         assert await waits(other.writable()) is None
         await reader.read()
         reading = await waits(reader.read())
-        await writing
+        await asyncio.wait_for(writing, 5)
         reading.cancel()
 
 
@@ -110,7 +110,7 @@ async def test_a_reader_that_leaves_gives_its_bytes_back():
         log.append([b"y" * 20])
         writing = await waits(log.writable())
         assert window.bytes == 25
-    await writing
+    await asyncio.wait_for(writing, 5)
     assert window.bytes == 0
     log.append([b"z" * 99])
     assert window.bytes == 0
