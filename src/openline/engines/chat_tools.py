@@ -250,11 +250,11 @@ def _allowed(toolset: Toolset, choice: Mapping[str, Any]) -> tuple[ChatTool, ...
     by_origin = {tool.origin: tool for tool in toolset.tools}  # once: both lists are the client's, and may be long
     allowed: set[ToolName] = set()
     namespaces: set[object] = set()
-    entries = choice.get("tools")
-    for entry in entries if isinstance(entries, list) else []:  # pyright: ignore[reportUnknownVariableType]
+    entries: Any = choice.get("tools")
+    for entry in cast("list[object]", entries if isinstance(entries, list) else []):
         match entry:
             case {"type": "function" | "custom"}:
-                allowed.add(_named(by_origin, entry).origin)  # pyright: ignore[reportUnknownArgumentType]
+                allowed.add(_named(by_origin, cast("dict[str, Any]", entry)).origin)
             case {"type": "namespace", "name": str(name)}:
                 namespaces.add(name)
             case {"type": str(dropped)} if dropped in toolset.dropped:
