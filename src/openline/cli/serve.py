@@ -26,6 +26,7 @@ _console = Console(highlight=False, soft_wrap=True)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 _LOOK_SECONDS_MAX = 3.0
 
+_LOG_LEVELS = ("debug", "info", "warning", "error")
 EXAMPLES = """
 Examples:
 
@@ -90,17 +91,16 @@ serve.__doc__ = f"{serve.__doc__}\n\n{EXAMPLES}"
 def _serve(config: Config) -> None:
     if not config.upstreams:
         config = _with_found_upstream(config)
-    listening = bind(config)
-    reports = asyncio.run(_look(config.upstreams))
-    run(config, listening, lambda: _print_started(config, listening, reports))
+    with bind(config) as listening:
+        reports = asyncio.run(_look(config.upstreams))
+        run(config, listening, lambda: _print_started(config, listening, reports))
 
 
 def _start_logging(level: str) -> None:
-    names = logging.getLevelNamesMapping()
-    if level.upper() not in names:
+    if level.lower() not in _LOG_LEVELS:
         raise ConfigError(f"--log-level is '{level}': expected debug, info, warning or error.")
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.WARNING)
-    logging.getLogger("openline").setLevel(names[level.upper()])
+    logging.getLogger("openline").setLevel(level.upper())
 
 
 def _with_found_upstream(config: Config) -> Config:

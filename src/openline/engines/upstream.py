@@ -21,7 +21,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from openline.config import UpstreamSettings
 from openline.engines.upstream_errors import read_answer, refusal, without_echo, without_secrets
-from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, read_trust
+from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, proxy_of, read_trust
 from openline.protocol import sse
 from openline.protocol.errors import ProtocolError
 
@@ -93,6 +93,7 @@ class Upstream:
         self._settings = settings
         self._show_detail = show_detail
         self._trust = read_trust(settings.ca_file)
+        self._proxy = proxy_of(settings.url)
         self._opened: aiohttp.ClientSession | None = None
         self._draining: set[asyncio.Task[None]] = set()
 
@@ -318,7 +319,7 @@ class Upstream:
     def _session(self) -> aiohttp.ClientSession:
         """The connections, opened with the first request: a session belongs to the loop it is made in."""
         if self._opened is None:
-            self._opened = open_session(self._settings, self._trust)
+            self._opened = open_session(self._settings, self._trust, self._proxy)
         return self._opened
 
     def _drain(self, response: aiohttp.ClientResponse) -> None:

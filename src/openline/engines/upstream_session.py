@@ -20,7 +20,7 @@ _CONNECTIONS_MAX: Final = 10_000  # one upstream's share of the 28 000 ephemeral
 _KEEPALIVE_SECONDS: Final = 60.0  # below the idle cut of the usual NATs and balancers
 
 
-def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool) -> aiohttp.ClientSession:
+def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool, proxy: URL | None) -> aiohttp.ClientSession:
     """A pool of connections to one upstream; no cookies, no `.netrc`, and its key in a header of every request.
 
     `trace_request_ctx.pooled` of a request is set where it went out on a connection used before.
@@ -38,7 +38,7 @@ def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool) -> ai
         connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=trust),
         cookie_jar=aiohttp.DummyCookieJar(),
         headers=headers,
-        proxy=proxy_of(settings.url),
+        proxy=proxy,
         timeout=aiohttp.ClientTimeout(
             total=None, connect=settings.connect_seconds_max, sock_read=settings.first_event_seconds_max
         ),
@@ -65,12 +65,19 @@ def proxy_of(url: str) -> URL | None:
     """The proxy that the environment names for an upstream; never one for loopback.
 
     aiohttp's own `trust_env` reads the environment and `.netrc` again for every request, in a thread.
+
+    Raises:
+        ConfigError: what the environment names is not a URL.
     """
     target = URL(url)
     found = getproxies_environment().get(target.scheme)
     if found is None or is_loopback(target.host or "") or proxy_bypass(target.authority):
         return None
-    return URL(found if "://" in found else f"http://{found}")
+    try:
+        return URL(found if "://" in found else f"http://{found}")
+    except ValueError:  # the value stays untold: a proxy's URL may hold its password
+        message = f"the environment's {target.scheme}_proxy is not a URL: expected http://HOST:PORT."
+        raise ConfigError(message) from None
 
 
 async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:

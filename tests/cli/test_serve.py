@@ -1,0 +1,106 @@
+"""`openline serve`: what it says when it cannot start, and when it does.
+
+What cannot be used is one clear line that names the field, exit code 2, and no traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from openline.cli import app
+
+SCRIPTED = ["--upstream", "scripted:", "--store", "none", "--port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--upstream", "http://127.0.0.1:8000/v1"], "--upstream"),
+        (["--upstream", "chat:127.0.0.1:8000"], "upstreams[0].url"),
+        (["--upstream", "chat:http://127.0.0.1:99999/v1"], "upstreams[0].url"),
+        (["--upstream", "chat:http://user:secret@127.0.0.1/v1"], "api_key_env"),
+        (["--upstream", "scripted:/no/such.jsonl"], "--upstream scripted:/no/such.jsonl"),
+        ([*SCRIPTED, "--store", "sqlite:/no/such/folder/x.db"], "store.url"),
+        ([*SCRIPTED, "--store", "mysql://x"], "store.url"),
+        ([*SCRIPTED, "--host", "0.0.0.0"], "server.host"),
+        ([*SCRIPTED, "--port", "99999"], "server.port"),
+        ([*SCRIPTED, "--config", "/no/such.toml"], "--config"),
+        ([*SCRIPTED, "--tls-cert", "cert.pem"], "server.tls_key"),
+        ([*SCRIPTED, "--tls-cert", "no.pem", "--tls-key", "no.pem"], "server.tls_cert"),
+        ([*SCRIPTED, "--log-level", "notset"], "--log-level"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line_that_names_the_field(arguments: list[str], named: str):
+    """A person reads which setting it is and what was expected; exit code 2."""
+    ran = CliRunner().invoke(app, ["serve", *arguments], env={"COLUMNS": "200"})
+    lines = [line for line in ran.stderr.splitlines() if line]
+    assert ran.exit_code == 2, ran.output
+    assert len(lines) == 1
+    assert lines[0].startswith("openline: ")
+    assert named in lines[0]
+    assert "secret" not in ran.output
+
+
+def test_a_port_that_is_taken_is_named_with_what_to_do():
+    """The commonest mistake is a server that runs already."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ran = CliRunner().invoke(app, ["serve", "--upstream", "scripted:", "--store", "none", "--port", port])
+    assert ran.exit_code == 2
+    assert f"server.port {port}" in ran.stderr
+    assert "--port" in ran.stderr
+
+
+def test_an_environments_proxy_that_is_no_url_is_said_without_its_value():
+    """A proxy's URL may hold a password."""
+    arguments = ["serve", "--upstream", "chat:http://gpu-box/v1", "--store", "none", "--port", "0"]
+    ran = CliRunner().invoke(app, arguments, env={"http_proxy": "http://secret@[bad:1", "HTTP_PROXY": ""})
+    assert ran.exit_code == 2
+    assert "http_proxy" in ran.stderr
+    assert "secret" not in ran.output
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_it_says_where_it_listens_and_ends_with_0_when_told_to(stop: signal.Signals):
+    """The lines can be pasted as they are: they name the address and a model that is served."""
+    command = [sys.executable, "-m", "openline", "serve", *SCRIPTED]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        while "supports_websockets" not in said:
+            said += process.stdout.readline()
+        process.send_signal(stop)
+        rest, errors = process.communicate(timeout=10)
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    address = re.search(r"listens on (http://127\.0\.0\.1:\d+/v1)", said)
+    assert address is not None
+    assert said.count(address[1]) == 3
+    assert 'model = "scripted-text"' in said + rest
+
+
+def test_a_dead_upstream_does_not_keep_it_from_starting():
+    """`openline serve` starts all the same, and says that nothing answers behind it."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        dead = f"chat:http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+    command = [sys.executable, "-m", "openline", "serve", "--upstream", dead, "--store", "none", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = ""
+        while "supports_websockets" not in said:
+            said += process.stdout.readline()
+        process.terminate()
+        process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "listens on" in said
+    assert dead.removeprefix("chat:") in said
