@@ -19,7 +19,7 @@ from openline.engines.upstream_session import proxy_of
 from openline.protocol.deltas import Ended, TextDelta
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 CANARY = "my CANARY prompt that nobody else may read"
 CHUNKS = [

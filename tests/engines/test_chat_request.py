@@ -13,7 +13,7 @@ from openline.engines.profiles import GENERIC, Profile
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
 from openline.protocol.items import item_of, read_item
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 LOOK = {"type": "function", "name": "look"}
 

@@ -22,7 +22,7 @@ from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
 from openline.protocol.items import item_of
 from openline.protocol.response import opening_response
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 MESSAGE = {"type": "message", "id": "msg_up", "status": "completed", "role": "assistant"}
 PART = {"type": "output_text", "text": "Hi", "annotations": []}

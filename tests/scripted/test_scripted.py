@@ -18,7 +18,7 @@ from openline.protocol.errors import ProtocolError
 from openline.protocol.events import Create, read_input
 from openline.protocol.items import Item
 from openline.protocol.transcript import Line, write_line
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 WEATHER = {
     "type": "function",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from openline.state.cache import Anchor, ConnectionCache
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 
 def anchor(response_id):

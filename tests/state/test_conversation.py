@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from openline.protocol.errors import ProtocolError
 from openline.protocol.items import Item
 from openline.state.cache import Anchor, ConnectionCache
-from openline.state.conversation import EMPTY, ContextNode, find_anchor
+from openline.state.context import EMPTY, ContextNode
+from openline.state.conversation import find_anchor
 from openline.state.nothing import NothingStore
 from openline.state.sqlite import SqliteStore
 from openline.state.store import StoredTurn

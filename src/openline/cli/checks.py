@@ -34,7 +34,7 @@ from openline.protocol.deltas import (
 )
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
-from openline.state.conversation import EMPTY
+from openline.state.context import EMPTY
 
 _TURN_SECONDS_MAX: Final = 90.0  # a model that is still to be loaded takes its time
 _AGENT_TOKENS: Final = 32_768  # an agent's instructions and tools take 10 000 of them before it has done anything

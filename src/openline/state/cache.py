@@ -8,12 +8,9 @@ Source: WebSocket mode guide, "Connection-local cache".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import msgspec
 
-if TYPE_CHECKING:
-    from openline.state.conversation import ContextNode
+from openline.state.context import ContextNode
 
 
 class Anchor(msgspec.Struct, frozen=True):

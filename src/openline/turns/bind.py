@@ -15,7 +15,8 @@ from openline.protocol.events import Create, read_input
 from openline.protocol.fold import Event
 from openline.protocol.response import opening_response
 from openline.state.cache import Anchor, ConnectionCache
-from openline.state.conversation import EMPTY, ContextNode, find_anchor
+from openline.state.context import EMPTY, ContextNode
+from openline.state.conversation import find_anchor
 from openline.state.store import Store, StoreUnavailable, store_unavailable
 
 

@@ -11,7 +11,7 @@ from openline.protocol.errors import ProtocolError
 from openline.protocol.fold import Event
 from openline.protocol.items import Item, item_of
 from openline.state.cache import Anchor
-from openline.state.conversation import ContextNode
+from openline.state.context import ContextNode
 from openline.state.store import Store, StoredTurn, StoreUnavailable, store_unavailable
 from openline.turns.bind import Bound, TurnRequest
 
