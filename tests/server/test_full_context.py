@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from openline.config import UpstreamSettings
 from openline.engines.chat import ChatEngine
+from server.listening import listening
 from server.running import running
 
 KINDS = ("text", "reasoning", "calls", "custom", "namespace", "reasoning and call")
@@ -75,18 +76,10 @@ def outputs_of(response: dict[str, Any]) -> list[dict[str, Any]]:
 
 @asynccontextmanager
 async def served(folder: Any, model: Model) -> AsyncIterator[Any]:
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", model.answer)
-    upstream = web.AppRunner(app, shutdown_timeout=0.1)
-    await upstream.setup()
-    await web.TCPSite(upstream, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{upstream.addresses[0][1]}/v1"
-    engine = ChatEngine(UpstreamSettings(kind="chat", url=url), show_detail=True)
-    try:
+    async with listening(model.answer) as url:
+        engine = ChatEngine(UpstreamSettings(kind="chat", url=url), show_detail=True)
         async with running(folder, engine=engine) as server:
             yield server
-    finally:
-        await upstream.cleanup()
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

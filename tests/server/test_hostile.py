@@ -16,6 +16,7 @@ from aiohttp import web
 from openline.config import ConfigError, UpstreamSettings, load
 from openline.engines.chat import ChatEngine
 from openline.engines.responses import ResponsesEngine
+from server.listening import listening
 from server.running import running
 
 PAGE = "https://page.example"
@@ -29,19 +30,11 @@ async def in_front_of(folder: Any, kind: str, stream: str):
     async def answer(_: web.Request) -> web.Response:
         return web.Response(text=stream, content_type="text/event-stream")
 
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", answer)
-    app.router.add_post("/v1/responses", answer)
-    upstream = web.AppRunner(app, shutdown_timeout=0.1)
-    await upstream.setup()
-    await web.TCPSite(upstream, "127.0.0.1", 0).start()
-    settings = UpstreamSettings(kind=kind, url=f"http://127.0.0.1:{upstream.addresses[0][1]}/v1", profile="generic")
-    make = ChatEngine if kind == "chat" else ResponsesEngine
-    try:
+    async with listening(answer) as url:
+        settings = UpstreamSettings(kind=kind, url=url, profile="generic")
+        make = ChatEngine if kind == "chat" else ResponsesEngine
         async with running(folder, engine=make(settings, show_detail=True)) as server:
             yield server
-    finally:
-        await upstream.cleanup()
 
 
 @pytest.mark.parametrize("tool_type", ["web\r\nX-Injected: 1", "web\0", "w" * 20_000, "wéb"])

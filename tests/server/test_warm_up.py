@@ -15,6 +15,7 @@ from aiohttp import web
 
 from openline.config import UpstreamSettings
 from openline.engines.chat import ChatEngine
+from server.listening import listening
 from server.running import running
 
 ASKED = {"model": "m", "instructions": "Be brief.", "store": False}
@@ -48,18 +49,10 @@ class SlowModel:
 
 @asynccontextmanager
 async def served(folder: Any, model: SlowModel, **upstream: Any):
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", model.answer)
-    site = web.AppRunner(app, shutdown_timeout=0.1)
-    await site.setup()
-    await web.TCPSite(site, "127.0.0.1", 0).start()
-    url = f"http://127.0.0.1:{site.addresses[0][1]}/v1"
-    engine = ChatEngine(UpstreamSettings(kind="chat", url=url, **upstream), show_detail=True)
-    try:
+    async with listening(model.answer) as url:
+        engine = ChatEngine(UpstreamSettings(kind="chat", url=url, **upstream), show_detail=True)
         async with running(folder, engine=engine) as server:
             yield server
-    finally:
-        await site.cleanup()
 
 
 async def test_the_prefix_is_read_in_the_background_and_left_when_the_turn_comes(tmp_path):
