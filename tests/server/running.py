@@ -161,10 +161,11 @@ class Running:
     async def connect(self, path: str = "/v1/responses", **options: Any) -> AsyncIterator[Socket]:
         """A WebSocket of the `websockets` library; `key` is sent as a bearer token."""
         headers = {**_authorization(options.pop("key", None)), **options.pop("headers", {})}
+        compression = "deflate" if options.pop("offer_deflate", False) else None
         async with connect(
             f"ws://{self.address}{path}",
             additional_headers=headers,
-            compression=None,
+            compression=compression,
             max_size=None,
             ping_interval=None,
             close_timeout=1,

@@ -154,12 +154,12 @@ def _overloaded(what: str, stream_id: str | None) -> ProtocolError:
     return ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"}, stream_id=stream_id)
 
 
-def frame(event: bytes, stream_id: str | None) -> str:
-    """An encoded event as the text of one WebSocket message, with its lane's name spliced in.
+def frame(event: bytes, stream_id: str | None) -> bytes:
+    """An encoded event as one WebSocket message, in UTF-8, with its lane's name spliced in.
 
     Events are encoded once, without `stream_id`, for every reader; a lane's name is made
     of characters that need no escape.
     """
     if stream_id is None:
-        return event.decode()
-    return f'{{"stream_id":"{stream_id}",{event[1:].decode()}'
+        return event
+    return b'{"stream_id":"%b",%b' % (stream_id.encode(), event[1:])

@@ -15,10 +15,11 @@ from typing import Final
 import uvicorn
 
 from openline.config import Config, ConfigError, is_loopback
-from openline.engines.opening import open_router
+from openline.engines.opening import load_models, open_router
 from openline.engines.router import Router
 from openline.observe import Hook, LogHook
 from openline.server.app import App
+from openline.server.frames import EventsProtocol
 from openline.server.guard import Guard
 from openline.state.opening import open_store
 from openline.state.store import Store
@@ -83,6 +84,7 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
     app, registry = build(config, router, store, LogHook())
     recognising = asyncio.create_task(router.check())  # so that the first turn has its upstream's form already
     try:
+        load_models(router)
         await Server(uvicorn_config(config, app), on_started).serve(sockets=[listening])
     finally:
         recognising.cancel()
@@ -136,7 +138,7 @@ def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
     options = uvicorn.Config(
         app,
         http="auto",
-        ws="websockets-sansio",
+        ws=EventsProtocol,
         ws_max_size=limits.message_bytes_max,
         ws_ping_interval=limits.ping_seconds,
         ws_ping_timeout=limits.pong_seconds_max,

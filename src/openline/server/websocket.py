@@ -12,6 +12,7 @@ import msgspec
 
 from openline.protocol.connection import Connection, Limits, Start, frame
 from openline.protocol.errors import ProtocolError
+from openline.server import frames
 from openline.server.asgi import ClientGone, Message, Receive, Send
 from openline.state.cache import ConnectionCache
 from openline.turns.bind import TurnRequest
@@ -127,19 +128,18 @@ class Socket:
         with suppress(ClientGone):
             try:
                 while events := await reader.read():
-                    for event in events:
-                        await self._write(frame(event, stream_id))
+                    await self._write([frame(event, stream_id) for event in events])
             except ProtocolError as refusal:
                 await self._refuse(refusal, stream_id)
             self._connection.end_turn(stream_id)
             await self._start_turns()
 
     async def _refuse(self, error: ProtocolError, stream_id: str | None) -> None:
-        await self._write(msgspec.json.encode(error.frame(stream_id)).decode())
+        await self._write([msgspec.json.encode(error.frame(stream_id))])
 
-    async def _write(self, text: str) -> None:
+    async def _write(self, events: list[bytes]) -> None:
         try:
-            await self._send({"type": "websocket.send", "text": text})
+            await self._send({"type": frames.MESSAGE, "events": events})
         except (OSError, RuntimeError):
             # uvicorn raises the one when the peer has gone, the other once it has closed the socket itself.
             raise ClientGone from None
