@@ -52,16 +52,18 @@ clean:  ## remove .venv and everything made
 	find src tests bench conform docs -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 # --- .venv: one stamp a stage, older than what it was made from means make it again --------------
+# The lock files are complete: with --no-deps nothing is resolved anew. Else pip takes a package's extra, such as
+# coverage[toml], for another package, not pinned, as soon as a newer version of it is out.
 
 .venv/run-ready: .venv/made requirements.lock pyproject.toml
 	@echo 'Installing what Openline needs into .venv (half a minute)'
-	@$(PIP) install --require-hashes -r requirements.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements.lock
 	@$(PIP) install --no-deps --editable .
 	@touch $@
 
 .venv/dev-ready: .venv/run-ready requirements-dev.lock
 	@echo 'Installing the development tools into .venv (a minute)'
-	@$(PIP) install --require-hashes -r requirements-dev.lock
+	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
 
 # The stamp holds the folder's path: scripts in a .venv that was moved, or whose Python went away, do not run.
