@@ -200,6 +200,7 @@ class Upstream:
         """Close every connection."""
         for task in self._draining:
             task.cancel()
+        await asyncio.gather(*self._draining, return_exceptions=True)
         if self._opened is not None:
             await self._opened.close()
             self._opened = None
@@ -328,6 +329,7 @@ class Upstream:
             task = asyncio.create_task(_drained(response))
             self._draining.add(task)
             task.add_done_callback(self._draining.discard)
+            task.add_done_callback(lambda _: response.close())  # not by the task: it may be cancelled before it begins
 
 
 class _EventReader:
@@ -376,9 +378,6 @@ def _content_type(response: aiohttp.ClientResponse) -> str:
 
 
 async def _drained(response: aiohttp.ClientResponse) -> None:
-    try:
-        with contextlib.suppress(*FAULTS):
-            async with asyncio.timeout(_DRAIN_SECONDS_MAX):
-                await response.content.readany()  # the end, or more, which nobody wants
-    finally:
-        response.close()
+    with contextlib.suppress(*FAULTS):
+        async with asyncio.timeout(_DRAIN_SECONDS_MAX):
+            await response.content.readany()  # the end, or more, which nobody wants
