@@ -9,7 +9,16 @@ from openline.engines.chat_calls import BadStreamError
 from openline.engines.chat_deltas import ChatDeltas, ErrorChunkError
 from openline.engines.chat_tools import ToolName
 from openline.protocol import sse
-from openline.protocol.deltas import CallDelta, CallStarted, Ended, ReasoningDelta, RefusalDelta, TextDelta, Usage
+from openline.protocol.deltas import (
+    CallDelta,
+    CallStarted,
+    Ended,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    Timings,
+    Usage,
+)
 
 STREAMS = Path(__file__).parent / "chat"
 NAMES = {
@@ -258,6 +267,18 @@ class TestEnds:
         usage = {"choices": [], "usage": {"prompt_tokens": 3, "completion_tokens": 2, "prompt_tokens_details": None}}
         got = fed(chunk({"content": "a"}, "stop"), usage)
         assert got[1:] == [Usage(input_tokens=3, output_tokens=2), Ended()]
+
+    def test_the_engines_times_come_with_the_usage(self):
+        """As llama.cpp tells them (tools/server/README.md, "timings")."""
+        timings = {"prompt_n": 1, "prompt_ms": 2.5, "predicted_n": 3, "predicted_ms": 4, "cache_n": 5}
+        got = fed(chunk({"content": "a"}, "stop"), {"choices": [], "usage": {}, "timings": timings})
+        assert got[1] == Usage(timings=Timings(prompt_ms=2.5, predicted_ms=4))
+
+    @pytest.mark.parametrize("timings", [None, [], "fast", {"prompt_ms": "2"}, {"queue": 1.0}])
+    def test_what_others_mean_by_timings_is_left_alone(self, timings):
+        """The field is no part of Chat Completions: anything may stand there."""
+        got = fed(chunk({"content": "a"}, "stop"), {"choices": [], "usage": {}, "timings": timings})
+        assert got[1] == Usage()
 
 
 class TestChunks:

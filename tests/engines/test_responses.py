@@ -152,6 +152,14 @@ def test_the_upstream_gets_the_whole_context_and_is_told_to_keep_nothing():
     }
 
 
+@pytest.mark.parametrize(("included", "sent"), [(["a", "openline.timings"], ["a"]), (["openline.timings"], [])])
+def test_our_own_value_of_include_stays_here(included: list[str], sent: list[str]):
+    """Another server would refuse it (docs/adr/0004)."""
+    engine = ResponsesEngine(UpstreamSettings(kind="responses", url="http://127.0.0.1:9/v1"), show_detail=True)
+    body = engine.prepare(request_for({"model": "m", "input": "Hello", "include": included})).body
+    assert msgspec.json.decode(body)["include"] == sent
+
+
 REASONING = {"type": "reasoning", "id": "rs_1", "summary": []}
 ITEMS = [
     item_of({"type": "message", "role": "user", "content": "hello"}),

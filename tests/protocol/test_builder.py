@@ -12,6 +12,7 @@ from openline.protocol.deltas import (
     ReasoningDelta,
     RefusalDelta,
     TextDelta,
+    Timings,
     Usage,
 )
 from openline.protocol.states import IllegalTransition
@@ -264,6 +265,23 @@ def test_usage_is_complete_and_the_last_one_counts():
         "output_tokens_details": {"reasoning_tokens": 5},
         "total_tokens": 120,
     }
+
+
+@pytest.mark.parametrize(("asked", "told"), [(True, {"prompt_ms": 2.5, "predicted_ms": 4.0}), (False, None)])
+def test_the_engines_times_are_told_to_who_asks(asked, told):
+    """Stock clients see the plain usage (docs/adr/0004)."""
+    builder = Builder(opening(), lambda prefix: prefix, timings=asked)
+    builder.apply([Usage(1, timings=Timings(2.5, 4.0)), Ended()])
+    usage = builder.final(NOW)["usage"]
+    assert usage.get("openline_timings") == told
+    assert usage["input_tokens"] == 1
+
+
+def test_times_that_nobody_told_are_left_out():
+    """Not every engine tells them."""
+    builder = Builder(opening(), lambda prefix: prefix, timings=True)
+    builder.apply([Usage(1), Ended()])
+    assert "openline_timings" not in builder.final(NOW)["usage"]
 
 
 @pytest.mark.parametrize("end", ["finish", "fail"])

@@ -12,7 +12,16 @@ import msgspec
 
 from openline.engines.chat_calls import BadStreamError, CallFragment, Calls
 from openline.engines.chat_tools import ToolName
-from openline.protocol.deltas import Delta, Ended, IncompleteReason, ReasoningDelta, RefusalDelta, TextDelta, Usage
+from openline.protocol.deltas import (
+    Delta,
+    Ended,
+    IncompleteReason,
+    ReasoningDelta,
+    RefusalDelta,
+    TextDelta,
+    Timings,
+    Usage,
+)
 from openline.protocol.sse import DONE_DATA
 
 
@@ -76,6 +85,7 @@ class _Usage(msgspec.Struct):
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    timings: Any = None  # llama.cpp's; another server may mean something else by it
     error: Any = None
     object: str | None = None
 
@@ -133,7 +143,7 @@ class ChatDeltas:
             if not choice.index:  # one answer is asked for; more would have nowhere to go
                 self._choice(choice, out)
         if chunk.usage is not None:
-            out.append(_usage(chunk.usage))
+            out.append(_usage(chunk.usage, chunk.timings))
 
     def end(self, out: list[Delta]) -> None:
         """The stream is over: what was held back goes out, then how it ended.
@@ -196,7 +206,7 @@ def _top_logprob(token: _TokenLogprob) -> dict[str, Any]:
     return {"token": token.token, "bytes": token.bytes or [], "logprob": token.logprob or 0.0}
 
 
-def _usage(usage: _Usage) -> Usage:
+def _usage(usage: _Usage, timings: Any) -> Usage:
     prompt = usage.prompt_tokens_details or _PromptDetails()
     completion = usage.completion_tokens_details or _CompletionDetails()
     return Usage(
@@ -205,4 +215,16 @@ def _usage(usage: _Usage) -> Usage:
         cache_write_tokens=prompt.cache_write_tokens or 0,
         output_tokens=usage.completion_tokens or 0,
         reasoning_tokens=completion.reasoning_tokens or 0,
+        timings=_timings(timings),
     )
+
+
+def _timings(timings: Any) -> Timings | None:
+    """What llama.cpp tells of its own time.
+
+    Source: llama.cpp, tools/server/README.md, "timings".
+    """
+    try:
+        return msgspec.convert(timings, Timings)
+    except msgspec.ValidationError:
+        return None

@@ -20,6 +20,7 @@ from openline.engines.upstream import Upstream
 from openline.protocol.context import SharedBytes
 from openline.protocol.deltas import Delta, UpstreamEvent
 from openline.protocol.errors import ProtocolError
+from openline.protocol.events import TIMINGS
 from openline.protocol.items import Item
 from openline.protocol.sse import DONE_DATA
 from openline.protocol.states import TERMINAL_EVENTS
@@ -101,6 +102,8 @@ class ResponsesEngine:
             for name, value in _fields.decode(request.body).items()
             if name not in _NOT_PASSED_ON and bytes(value) != b"null"
         }
+        if request.create.wants_timings:  # ours, which other servers would refuse
+            passed_on["include"] = msgspec.Raw(_encoder.encode([*filter(_is_not_ours, request.create.include or ())]))
         head = _encoder.encode({"model": request.model, "stream": True, "store": False, **passed_on})
         items = bytes(request.context.project(ItemsProjection()))
         return _Generation(self._upstream, b'%b,"input":[%b]}' % (head[:-1], items))
@@ -151,6 +154,10 @@ class _Generation:
 
     def _failure(self, error: object) -> ProtocolError:
         return self._upstream.failure({"error": error}, request=self.body)
+
+
+def _is_not_ours(included: str) -> bool:
+    return included != TIMINGS
 
 
 def _is_last(data: bytes) -> bool:

@@ -80,14 +80,16 @@ class Builder:
     Args:
         response: the opening response object, status `in_progress`, `output` empty.
         new_id: makes an unguessable id with a prefix.
+        timings: whether the client asked how long the upstream's engine took.
     """
 
-    def __init__(self, response: Event, new_id: NewId) -> None:
+    def __init__(self, response: Event, new_id: NewId, *, timings: bool = False) -> None:
         self.fold = Fold()
         self.ended: Ended | None = None
         self.usage: Usage | None = None
         self._response = response
         self._new_id = new_id
+        self._timings = timings
         self._upstream: Event = {}  # what an upstream's terminal response said
         self._index_of: dict[Any, int] = {}  # an upstream's output_index → ours
         self._events: list[Event] = []
@@ -164,7 +166,7 @@ class Builder:
         known = {key: value for key, value in self._upstream.items() if key not in _OURS and value is not None}
         response = {**self._response, **known, **changes, "status": status, "output": self.fold.output()}
         if self.usage is not None:
-            response["usage"] = self.usage.wire()
+            response["usage"] = self.usage.wire(timings=self._timings)
         return response
 
     # Every event passes here: numbered, folded, kept for the caller.

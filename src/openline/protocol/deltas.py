@@ -47,6 +47,13 @@ class CallDelta(msgspec.Struct, frozen=True):
     text: str
 
 
+class Timings(msgspec.Struct, frozen=True):
+    """How long the upstream's engine took, in milliseconds: to read the prompt, and to generate."""
+
+    prompt_ms: float
+    predicted_ms: float
+
+
 class Usage(msgspec.Struct, frozen=True):
     """Tokens of the turn, as far as the upstream counts them; a later one replaces an earlier one."""
 
@@ -55,12 +62,17 @@ class Usage(msgspec.Struct, frozen=True):
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    timings: Timings | None = None
 
-    def wire(self) -> dict[str, Any]:
+    def wire(self, *, timings: bool = False) -> dict[str, Any]:
         """The `usage` object; openai-python's types require every key that is here.
 
-        Source: Responses API reference, "usage".
+        Args:
+            timings: whether the client asked for `openline_timings`, which is there if the upstream told them.
+
+        Source: Responses API reference, "usage"; docs/adr/0004.
         """
+        ours = {"openline_timings": msgspec.to_builtins(self.timings)} if timings and self.timings is not None else {}
         return {
             "input_tokens": self.input_tokens,
             "input_tokens_details": {
@@ -70,6 +82,7 @@ class Usage(msgspec.Struct, frozen=True):
             "output_tokens": self.output_tokens,
             "output_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
             "total_tokens": self.input_tokens + self.output_tokens,
+            **ours,
         }
 
 

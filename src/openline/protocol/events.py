@@ -16,6 +16,8 @@ from msgspec import Meta, Raw
 from openline.protocol.errors import ProtocolError
 from openline.protocol.items import Item, read_item, wrong_type
 
+TIMINGS: Final = "openline.timings"  # in `include`
+
 
 class StreamOptions(msgspec.Struct, frozen=True):
     """`stream_options`; obfuscation padding is never added, so the field has no effect beyond its check."""
@@ -87,6 +89,11 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
     def stores(self) -> bool:
         """Whether the response is to be kept in the store; OpenAI's default is true."""
         return self.store is not False
+
+    @property
+    def wants_timings(self) -> bool:
+        """Whether `usage` is to say how long the engine took, where it tells: an extension of ours, docs/adr/0004."""
+        return TIMINGS in (self.include or ())
 
 
 class HttpCreate(Create, frozen=True, kw_only=True):

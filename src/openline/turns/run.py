@@ -68,7 +68,7 @@ async def run_turn(request: TurnRequest, log: TurnLog, parts: Parts) -> None:
     try:
         bound = await bind(request, parts)
         log.dropped_tools = bound.generation.dropped_tools
-        writer = _Writer(log, Builder(bound.response, parts.new_id))
+        writer = _Writer(log, Builder(bound.response, parts.new_id, timings=request.create.wants_timings))
         await _generate(request, bound, writer, parts)
     except asyncio.CancelledError:
         if writer is not None and writer.builder.ended is None:
