@@ -12,10 +12,10 @@ help:  ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r verb what; do \
 		printf 'make %-8s %s\n' "$$verb" "$$what"; done
 
-run: .venv/run-ready  ## start the demo: an agent loop over HTTP and over WebSocket, then keep serving (ARGS=--once: end)
+run: .venv/run-ready .venv/local-ready  ## start the demo: an agent loop over HTTP and over WebSocket, then keep serving (ARGS=--once: end)
 	@.venv/bin/openline demo $(ARGS)
 
-test: check  ## check, then run the tests (ARGS="-k name" picks some, without the coverage gate)
+test: check .venv/local-ready  ## check, then run the tests (ARGS="-k name" picks some, without the coverage gate)
 	.venv/bin/pytest -n auto --maxprocesses=4 --cov --cov-report= $(ARGS)
 ifeq ($(strip $(ARGS)),)
 	.venv/bin/coverage report --include='src/openline/protocol/*' --fail-under=95
@@ -29,7 +29,7 @@ check: .venv/dev-ready  ## format, lint, types, layers, spelling
 	.venv/bin/codespell
 	@VALIDATE_PYPROJECT_NO_NETWORK=1 .venv/bin/validate-pyproject pyproject.toml
 
-conform: .venv/dev-ready  ## run stock clients against the server
+conform: .venv/dev-ready .venv/local-ready  ## run stock clients against the server
 	.venv/bin/python conform/run.py $(ARGS)
 
 bench: .venv/dev-ready  ## measure the CPU time of a turn
@@ -46,6 +46,7 @@ lock: .venv/made  ## make the lock files again (ARGS=--upgrade: with the newest 
 	@$(PIP) install uv
 	$(LOCK) --output-file requirements.lock
 	$(LOCK) --extra dev --extra postgres --extra otel --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --extra local --constraint requirements-dev.lock --output-file requirements-local.lock
 
 clean:  ## remove .venv and everything made
 	rm -rf .venv build dist .coverage .coverage.* .hypothesis .import_linter_cache .pytest_cache .ruff_cache
@@ -65,6 +66,12 @@ clean:  ## remove .venv and everything made
 	@echo 'Installing the development tools into .venv (a minute)'
 	@$(PIP) install --no-deps --require-hashes -r requirements-dev.lock
 	@touch $@
+
+# Where there is no wheel of llama.cpp, all the rest works; without a stamp it is tried again the next time.
+.venv/local-ready: .venv/run-ready requirements-local.lock
+	@echo 'Installing llama.cpp, for models in this process, into .venv (ten seconds)'
+	@if $(PIP) install --only-binary :all: --no-deps --require-hashes -r requirements-local.lock; then touch $@; else \
+		echo 'llama.cpp cannot be installed here; going on without models in this process.'; fi
 
 # The stamp holds the folder's path: scripts in a .venv that was moved, or whose Python went away, do not run.
 ifneq ($(shell test -x .venv/bin/python && cat .venv/made 2>/dev/null),$(CURDIR))

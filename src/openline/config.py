@@ -20,7 +20,7 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 _PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*\Z"  # it stands in log lines
-EngineKind = Literal["chat", "responses", "scripted"]
+EngineKind = Literal["chat", "responses", "gguf", "scripted"]
 ServerKind = Literal["generic", "vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "openai", "mistral", "groq"]
 ModelFamily = Literal["generic", "qwen", "gemma", "gpt-oss", "mistral"]
 SystemRole = Literal["system", "developer", "user"]
@@ -78,8 +78,9 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Attributes:
         kind: which engine speaks to it.
-        url: its API's root, ending in `/v1`; for `scripted`, a transcript's path or empty.
-        name: its name in logs and errors; the host and port if left empty.
+        url: its API's root, ending in `/v1`; for `gguf`, the model file's path, or `tiny` for the one that comes with
+            Openline; for `scripted`, a transcript's path or empty.
+        name: its name in logs and errors; the host and port, or the file's name, if left empty.
         api_key_env: the environment variable that holds its key.
         ca_file: a CA bundle to trust instead of the system's.
         models: patterns of the model names that go to it.
@@ -92,6 +93,9 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reasoning_field: the name under which it reads an assistant's earlier reasoning; empty leaves it out.
         warmup: whether `generate: false` sends the prefix there in the background, with one token of output,
             to fill its cache; `auto` does so on this machine only, where nobody is paid for it.
+        context_tokens: for `gguf`: the context that its slots share, but never more than the model was trained with.
+        slots: for `gguf`: how many conversations stay in its KV cache, and how many turns run at once.
+        gpu_layers: for `gguf`: how many layers go to the GPU; -1 is as many as fit.
     """
 
     kind: EngineKind = "chat"
@@ -111,12 +115,17 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     first_event_seconds_max: Seconds = 600.0  # a long prompt on a small machine prefills for minutes
     idle_seconds_max: Seconds = 300.0
     event_bytes_max: Count = 16 * 1024 * 1024
+    context_tokens: Count = 32_768  # an agent's instructions and tools take 10 000; each costs memory, 64 KB and more
+    slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     first_delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time before the first delta
     delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time between deltas
 
     @property
     def label(self) -> str:
         """What people call this upstream."""
+        if self.kind == "gguf":
+            return self.name or Path(self.url).stem
         return self.name or urlsplit(self.url).netloc or self.kind
 
     @property
@@ -151,7 +160,7 @@ _ENV_PREFIX: Final = "OPENLINE_"
 # Sections whose fields each have an environment variable: OPENLINE_HOST, OPENLINE_PING_SECONDS, …
 _ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings}
 _ENV_LISTS: Final = frozenset({"allowed_origins"})  # several, apart by blanks
-_SPEC_KINDS: Final = ("chat", "responses", "scripted")
+_SPEC_KINDS: Final = ("chat", "responses", "gguf", "scripted")
 _URL_KINDS: Final = frozenset({"chat", "responses"})
 
 
@@ -195,14 +204,14 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
 
 def parse_upstream(spec: str) -> UpstreamSettings:
-    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `scripted:` or `scripted:PATH`.
+    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `gguf:PATH`, `scripted:` or `scripted:PATH`.
 
     Raises:
         ConfigError: the SPEC is not of that form.
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in _SPEC_KINDS:
-        expected = "expected chat:URL, responses:URL or scripted:"
+        expected = "expected chat:URL, responses:URL, gguf:PATH or scripted:"
         raise ConfigError(f"--upstream is '{spec}': {expected}.")
     return UpstreamSettings(kind=kind, url=rest.rstrip("/") if kind in _URL_KINDS else rest)
 
@@ -268,6 +277,8 @@ def _check(config: Config) -> None:
             raise ConfigError(
                 f"upstreams[{index}].url has a name or password in it: put the key into api_key_env instead."
             )
+        if upstream.kind == "gguf" and not upstream.url:
+            raise ConfigError(f"upstreams[{index}].url is empty: expected the path of a GGUF model file, or 'tiny'.")
         if upstream.kind in _URL_KINDS and (parts.scheme not in {"http", "https"} or not parts.netloc):
             expected = "expected http://HOST:PORT/v1 or https://HOST/v1"
             raise ConfigError(f"upstreams[{index}].url is '{upstream.url}': {expected}.")

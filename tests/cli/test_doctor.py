@@ -66,9 +66,10 @@ class Model:
             deltas.insert(0, {"content": "<think>Hm.</think>"})
         self.tokens += len(deltas)
         usage = {"prompt_tokens": len(text) // 4, "completion_tokens": len(deltas)}
-        if text[:2000] in self.prefixes and "no cache" not in self.faults:
+        prefix = body["messages"][0]["content"][:2000]
+        if prefix in self.prefixes and "no cache" not in self.faults:
             usage["prompt_tokens_details"] = {"cached_tokens": 500}
-        self.prefixes.add(text[:2000])
+        self.prefixes.add(prefix)
         chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
         return [
             *chunks,

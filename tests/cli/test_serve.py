@@ -5,15 +5,18 @@ What cannot be used is one clear line that names the field, exit code 2, and no 
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from local_engine import needs_local
 from openline.cli import app
 
 SCRIPTED = ["--upstream", "scripted:", "--store", "none", "--port", "0"]
@@ -27,6 +30,7 @@ SCRIPTED = ["--upstream", "scripted:", "--store", "none", "--port", "0"]
         (["--upstream", "chat:http://127.0.0.1:99999/v1"], "upstreams[0].url"),
         (["--upstream", "chat:http://user:secret@127.0.0.1/v1"], "api_key_env"),
         (["--upstream", "scripted:/no/such.jsonl"], "--upstream scripted:/no/such.jsonl"),
+        (["--upstream", "gguf:/no/such.gguf"], "--upstream gguf:/no/such.gguf"),
         ([*SCRIPTED, "--store", "sqlite:/no/such/folder/x.db"], "store.url"),
         ([*SCRIPTED, "--store", "mysql://x"], "store.url"),
         ([*SCRIPTED, "--host", "0.0.0.0"], "server.host"),
@@ -86,6 +90,25 @@ def test_it_says_where_it_listens_and_ends_with_0_when_told_to(stop: signal.Sign
     assert address is not None
     assert said.count(address[1]) == 3
     assert 'model = "scripted-text"' in said + rest
+
+
+@needs_local
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+def test_a_model_in_this_process_ends_with_it(stop: signal.Signals, tmp_path: Path):
+    """llama.cpp's threads and port are gone with exit code 0, and it says nothing of its own meanwhile."""
+    command = [sys.executable, "-m", "openline", "serve", "--upstream", "gguf:tiny", "--store", "none", "--port", "0"]
+    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        while "supports_websockets" not in said:
+            said += process.stdout.readline()
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=30)
+    assert (process.returncode, errors) == (0, "")
+    assert 'model = "tiny-shell-5"' in said
 
 
 def test_a_dead_upstream_does_not_keep_it_from_starting():

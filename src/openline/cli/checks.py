@@ -134,7 +134,7 @@ async def examine(settings: UpstreamSettings, model: str | None = None) -> Repor
 
 
 async def _with_engine(settings: UpstreamSettings, model_id: str | None, *, examined: bool) -> Report:
-    report = Report(settings.label, settings.url)
+    report = Report(settings.label, settings.url, "llama.cpp" if settings.kind == "gguf" else "generic")
     engine = open_engine(settings, show_detail=True)
     try:
         model = await _reach(engine, report, model_id)
@@ -298,8 +298,8 @@ async def _tell_cache(engine: Engine, model: Model, report: Report) -> None:
     """Whether a prefix that it has read is read again; new to it the first time, whatever it cached before."""
     lines = (f"{secrets.token_hex(8)} is line {number}." for number in range(_PREFIX_LINES))
     prefix = "Remember these lines.\n" + "\n".join(lines)
-    first = await _try(engine, model, prefix + "\nSay yes.", 1)
-    second = await _try(engine, model, prefix + "\nSay no.", 1)
+    first = await _try(engine, model, "Say yes.", 1, instructions=prefix)
+    second = await _try(engine, model, "Say no.", 1, instructions=prefix)
     error = first.error or second.error
     if error is not None:
         level: Level = "warn" if error.code == "context_length_exceeded" else "bad"

@@ -38,6 +38,10 @@ Examples:
 
     in front of vLLM, SGLang, llama.cpp, Ollama, LM Studio, …
 
+  openline serve --upstream gguf:model.gguf
+
+    a model file in this process; gguf:tiny is one that comes with Openline, whose words mean nothing
+
   openline serve --upstream responses:https://api.openai.com/v1
 
     in front of OpenAI; its key comes from OPENLINE_UPSTREAM_API_KEY
@@ -56,7 +60,7 @@ def serve(
     ] = None,
     upstream: Annotated[
         list[str] | None,
-        typer.Option(help="Who answers: chat:URL, responses:URL or scripted:[TRANSCRIPT]. May be repeated."),
+        typer.Option(help="Who answers: chat:URL, responses:URL, gguf:PATH or scripted:[TRANSCRIPT]. May be repeated."),
     ] = None,
     store: Annotated[
         str | None, typer.Option(help="Where stored responses are kept: sqlite:PATH, sqlite::memory: or none.")

@@ -9,9 +9,12 @@ from typing import Final
 from openline.config import UpstreamSettings
 from openline.engines.chat import ChatEngine
 from openline.engines.engine import Engine
+from openline.engines.gguf import GgufEngine
 from openline.engines.responses import ResponsesEngine
 from openline.engines.router import Router, Upstream
 from openline.engines.scripted import ScriptedEngine
+from openline.engines.tiny import URL as TINY_URL
+from openline.engines.tiny import TinyEngine
 from openline.protocol.errors import ProtocolError
 
 # Where model servers listen by default, in the order in which they are tried.
@@ -34,6 +37,9 @@ def open_engine(settings: UpstreamSettings, *, show_detail: bool) -> Engine:
             return ChatEngine(settings, show_detail=show_detail)
         case "responses":
             return ResponsesEngine(settings, show_detail=show_detail)
+        case "gguf":
+            make = TinyEngine if settings.url == TINY_URL else GgufEngine
+            return make(settings, show_detail=show_detail)
         case "scripted":
             return ScriptedEngine(settings)
 
@@ -45,6 +51,17 @@ def open_router(upstreams: Sequence[UpstreamSettings], *, show_detail: bool) -> 
         ConfigError: as `open_engine`.
     """
     return Router([Upstream(settings, open_engine(settings, show_detail=show_detail)) for settings in upstreams])
+
+
+def load_models(router: Router) -> None:
+    """Load the models that run in this process; nothing else runs until they are there.
+
+    Raises:
+        ConfigError: one of them cannot be loaded.
+    """
+    for upstream in router.upstreams:
+        if isinstance(upstream.engine, GgufEngine | TinyEngine):
+            upstream.engine.load()
 
 
 async def find_local_upstream() -> tuple[str, UpstreamSettings] | None:

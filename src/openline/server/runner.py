@@ -15,7 +15,7 @@ from typing import Final
 import uvicorn
 
 from openline.config import Config, ConfigError, is_loopback
-from openline.engines.opening import open_router
+from openline.engines.opening import load_models, open_router
 from openline.engines.router import Router
 from openline.observe import Hook, LogHook
 from openline.server.app import App
@@ -84,6 +84,7 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
     app, registry = build(config, router, store, LogHook())
     recognising = asyncio.create_task(router.check())  # so that the first turn has its upstream's form already
     try:
+        load_models(router)
         await Server(uvicorn_config(config, app), on_started).serve(sockets=[listening])
     finally:
         recognising.cancel()
