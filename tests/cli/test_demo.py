@@ -1,5 +1,6 @@
 """`openline demo`: the real command with its real server, the loop by itself, and the tools."""
 
+import io
 import json
 import os
 import re
@@ -11,21 +12,24 @@ import urllib.request
 from contextlib import contextmanager
 
 import pytest
+from rich.console import Console
 
+from local_engine import needs_local
 from openline.cli.agent_loop import Event, Question, Received, Run, Turn, TurnFailed, agent_loop
-from openline.cli.demo import _ROWS, _notes, _ratio
+from openline.cli.demo_tables import ROWS, comparison, notes, ratio, turn_by_turn
 from openline.cli.demo_tools import OUTPUT_CHARACTERS_MAX, TOOLS, toolbox
 from openline.engines.scripted import example
 
 SECONDS_MAX = 60
+SCRIPTED = ("--upstream", "scripted:")
 
 
 @contextmanager
-def demo(folder, *arguments):
+def demo(folder, *arguments, **environ):
     """The running command, whose temporary files go to `folder`; it is gone afterwards."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENLINE_")}
     command = [sys.executable, "-m", "openline", "demo", *arguments]
-    environment |= {"TMPDIR": str(folder), "TEMP": str(folder), "PYTHONUTF8": "1", "COLUMNS": "80"}
+    environment |= {"TMPDIR": str(folder), "TEMP": str(folder), "PYTHONUTF8": "1", "COLUMNS": "80", **environ}
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
     ) as process:
@@ -45,7 +49,7 @@ def row(output, label):
 class TestCommand:
     def test_once_shows_both_loops_and_ends(self, tmp_path):
         """Both transports make 20 calls, the WebSocket sends fewer bytes, and nothing is left behind."""
-        with demo(tmp_path, "--once") as process:
+        with demo(tmp_path, "--once", *SCRIPTED) as process:
             output, errors = process.communicate(timeout=SECONDS_MAX)
         assert (process.returncode, errors) == (0, "")
         assert row(output, "turns") == (21, 21)
@@ -56,11 +60,41 @@ class TestCommand:
         assert "Ctrl-C" not in output
         assert list(tmp_path.iterdir()) == []
 
+    @needs_local
+    def test_it_runs_on_the_tiny_model(self, tmp_path, tmp_path_factory):
+        """Unless told otherwise: every turn has its tokens and its prefill, and most of each prompt is cached."""
+        cache = tmp_path_factory.mktemp("cache")
+        with demo(tmp_path, "--once", "--turns", "3", XDG_CACHE_HOME=str(cache)) as process:
+            output, errors = process.communicate(timeout=SECONDS_MAX)
+        assert (process.returncode, errors) == (0, "")
+        assert "model tiny-tools-3" in output
+        assert row(output, "turns") == (4, 4)
+        last = re.search(r"^ *4 +answer +(.+)$", output, re.MULTILINE)[1]
+        http_tokens, http_cached, _, tokens, cached, _ = (
+            int(part.replace("\N{NO-BREAK SPACE}", "")) for part in re.split(" +", last.strip())
+        )
+        assert 0.8 * http_tokens < http_cached < http_tokens
+        assert 0.8 * tokens < cached < tokens
+        assert "Full resend hits the engine's prefix cache too" in " ".join(output.split())
+        assert "simulated" not in output
+        assert list(tmp_path.iterdir()) == []
+
+    def test_without_llama_the_script_answers_and_it_says_so(self, tmp_path):
+        """Where the extra `local` has no wheel, the demo works all the same."""
+        (tmp_path / "hidden").mkdir()
+        (tmp_path / "hidden" / "xllamacpp.py").write_text("raise ImportError('no wheel here')")
+        with demo(tmp_path, "--once", "--turns", "1", PYTHONPATH=str(tmp_path / "hidden")) as process:
+            output, errors = process.communicate(timeout=SECONDS_MAX)
+        assert (process.returncode, errors) == (0, "")
+        assert "llama.cpp is not installed here" in output
+        assert "pip install 'openline[local]'" in " ".join(output.split())
+        assert "scripted-tools-1" in output
+
     @pytest.mark.skipif(sys.platform == "win32", reason="a console's Ctrl-C cannot be sent to one process there")
     @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
     def test_serves_on_until_it_is_told_to_stop(self, tmp_path, sent):
         """After the table the server answers at the address shown; a signal ends it and the demo with exit code 0."""
-        with demo(tmp_path, "--turns", "2") as process:
+        with demo(tmp_path, "--turns", "2", *SCRIPTED) as process:
             shown = read_until(process.stdout, "Ctrl-C stops it")
             base_url = re.search(r"listens on (\S+)", shown)[1]
             with urllib.request.urlopen(f"{base_url}/models", timeout=SECONDS_MAX) as answer:
@@ -78,7 +112,7 @@ class TestCommand:
         """What the server said goes to standard error, and the exit code is not 0."""
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            with demo(tmp_path, "--once", "--port", str(port)) as process:
+            with demo(tmp_path, "--once", "--port", str(port), *SCRIPTED) as process:
                 _, errors = process.communicate(timeout=SECONDS_MAX)
         assert process.returncode == 1
         assert "The server did not start" in errors
@@ -88,7 +122,7 @@ class TestCommand:
 
     def test_a_turn_that_fails_is_named(self, tmp_path):
         """The error's code and message are printed, and the exit code is 1."""
-        with demo(tmp_path, "--once", "--model", "nobody") as process:
+        with demo(tmp_path, "--once", "--model", "nobody", *SCRIPTED) as process:
             _, errors = process.communicate(timeout=SECONDS_MAX)
         assert process.returncode == 1
         assert "openline: model_not_found: The requested model 'nobody' does not exist" in errors
@@ -192,15 +226,30 @@ class TestLoop:
         assert failed.value.code == code
 
 
-def run_of(*sent_bytes, last_calls=False):
-    turns = [Turn(0.01 * size, 0.001 * size, size, 50, {"output": []}) for size in sent_bytes]
+def usage(tokens, cached, milliseconds):
+    """As a server tells it that has been asked for the engine's times."""
+    told = {"openline_timings": {"prompt_ms": milliseconds, "predicted_ms": 1.0}} if milliseconds is not None else {}
+    return {"input_tokens": tokens, "input_tokens_details": {"cached_tokens": cached}, **told}
+
+
+def run_of(*sent_bytes, last_calls=False, cached=0.9, milliseconds=None):
+    turns = [
+        Turn(0.01 * size, 0.001 * size, size, 50, {"output": [], "usage": usage(100, 100 * cached, milliseconds)})
+        for size in sent_bytes
+    ]
     if last_calls:
         turns[-1] = Turn(0.01, 0.001, 1, 50, {"output": [call(1)]})
     return Run("HTTP", turns)
 
 
 def ratios(over_http, over_socket):
-    return {row.label: _ratio(row, over_http, over_socket) for row in _ROWS}
+    return {row.label: ratio(row, over_http, over_socket) for row in ROWS}
+
+
+def drawn(table):
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
 
 
 class TestComparison:
@@ -215,18 +264,48 @@ class TestComparison:
     def test_loops_of_other_lengths_compare_by_turn_only(self):
         """Where the model took more turns over one of them, totals carry no ratio and a note says so."""
         runs = run_of(40, 40, 40), run_of(10, 10)
-        shown = {label for label, ratio in ratios(*runs).items() if ratio}
+        shown = {label for label, found in ratios(*runs).items() if found}
         assert shown == {"time, median turn", "first event, median turn"}
-        assert any("totals do not compare" in note for note in _notes(runs, is_simulated=False))
+        assert any("totals do not compare" in note for note in notes(runs, is_simulated=False))
 
     def test_notes_say_what_is_not_in_the_figures(self):
         """A simulated model is called so, and a loop that was cut short too."""
-        simulated = " ".join(_notes((run_of(1), run_of(1)), is_simulated=True))
+        simulated = " ".join(notes((run_of(1), run_of(1)), is_simulated=True))
         assert "The model is simulated" in simulated
         assert "without network latency" in simulated
-        cut_short = " ".join(_notes((run_of(1), run_of(1, last_calls=True)), is_simulated=False))
+        cut_short = " ".join(notes((run_of(1), run_of(1, last_calls=True)), is_simulated=False))
         assert "simulated" not in cut_short
         assert "before the model's final answer" in cut_short
+
+    def test_the_engines_times_are_not_claimed_as_a_gain(self):
+        """The same work takes one time or another by chance: it carries no ratio, the bytes do."""
+        runs = run_of(400, 400, milliseconds=50.0), run_of(100, 100, milliseconds=20.0)
+        lines = {
+            line.strip().partition("  ")[0]: line
+            for line in drawn(comparison(runs, "m", is_simulated=False)).splitlines()
+        }
+        assert "less" not in lines["time, all turns"] + lines["prefill, all turns"]
+        assert "4.0\N{MULTIPLICATION SIGN} less" in lines["sent, all turns"]
+        assert "prefill" not in drawn(comparison((run_of(1), run_of(1)), "m", is_simulated=False))
+
+    @pytest.mark.parametrize(
+        ("cached", "says"), [(0.91, "the model's work is the same"), (0.1, "the model had another amount of work")]
+    )
+    def test_it_says_that_a_full_resend_is_cached_too(self, cached, says):
+        """Whatever the figures are, they are told, and what is saved then."""
+        runs = run_of(4000, cached=cached, milliseconds=5.0), run_of(1000, milliseconds=5.0)
+        note = notes(runs, is_simulated=False)[1]
+        assert f"{cached:.0%} of the prompt tokens cached over HTTP and 90% over WebSocket" in note
+        assert says in note
+        assert "4.0 KB over HTTP, 1.0 KB over WebSocket" in note
+
+    def test_turns_stand_side_by_side(self):
+        """Also where one loop is longer, and where the engine tells no times; without tokens there is no table."""
+        table = drawn(turn_by_turn((run_of(1, 1, 1), run_of(1, 1, milliseconds=7.0))))
+        assert "1   answer      100       90         ?         100       90         7" in table
+        assert len([line for line in table.splitlines() if "answer" in line]) == 3
+        nothing = Run("HTTP", [Turn(1, 1, 1, 1, {"output": []})])
+        assert turn_by_turn((nothing, nothing)) is None
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientWebSocketResponse, WSMsgType
 
 from openline.protocol import sse
+from openline.protocol.events import TIMINGS
 
 TURN_SECONDS_MAX: Final = 600.0  # a long prompt on a small machine prefills for minutes
 EVENT_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -42,6 +43,25 @@ class Question(msgspec.Struct, frozen=True):
     turns_max: int
 
 
+class Engine(msgspec.Struct, frozen=True):
+    """What the engine behind the server did in a turn, in its own words.
+
+    Attributes:
+        prefill_seconds: in which it read what was not cached of the prompt; None if it does not tell.
+        generation_seconds: in which it generated; None likewise.
+    """
+
+    prompt_tokens: int
+    cached_tokens: int
+    prefill_seconds: float | None
+    generation_seconds: float | None
+
+    @property
+    def seconds(self) -> float:
+        """Both together; 0 if it does not tell."""
+        return (self.prefill_seconds or 0) + (self.generation_seconds or 0)
+
+
 class Turn(msgspec.Struct, frozen=True):
     """One turn: what it cost, and what the model said.
 
@@ -62,6 +82,19 @@ class Turn(msgspec.Struct, frozen=True):
     def calls(self) -> list[Item]:
         """The tool calls that wait for an output."""
         return [item for item in self.response["output"] if item["type"] == "function_call"]
+
+    @property
+    def engine(self) -> Engine:
+        """What the engine says it did."""
+        usage: dict[str, Any] = self.response.get("usage") or {}
+        timings: dict[str, float] = usage.get("openline_timings") or {}
+        details: dict[str, int] = usage.get("input_tokens_details") or {}
+        return Engine(
+            usage.get("input_tokens", 0),
+            details.get("cached_tokens", 0),
+            timings["prompt_ms"] / 1000 if timings else None,
+            timings["predicted_ms"] / 1000 if timings else None,
+        )
 
 
 class Run(msgspec.Struct, frozen=True):
@@ -270,6 +303,7 @@ def _create(question: Question, items: list[Item]) -> dict[str, Any]:
         "tools": question.tools,
         "parallel_tool_calls": False,
         "store": False,
+        "include": [TIMINGS],  # a server that does not know it tells no times
     }
 
 

@@ -11,27 +11,30 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
-import msgspec
 import typer
 from aiohttp import ClientError, ClientSession, ClientTimeout
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
-from rich.table import Table
 
 from openline.cli.agent_loop import Question, Run, Turn, TurnFailed, compare
+from openline.cli.demo_tables import comparison, milliseconds, notes, turn_by_turn
 from openline.cli.demo_tools import INSTRUCTIONS, TASK, TOOLS, toolbox
+from openline.engines.tiny import is_available as tiny_is_available
 
 _console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
 
 _SCRIPTED: Final = "scripted:"
-_TEXT_MODEL: Final = "scripted-text"
+_TINY: Final = "gguf:tiny"
+_FAMILIES: Final = {_SCRIPTED: "scripted", _TINY: "tiny"}  # engines whose models are named after what they do
+_NO_TINY: Final = (
+    "llama.cpp is not installed here, so the scripted engine answers, which has no model: pip install 'openline[local]' "
+    "brings the tiny model of this demo, where its wheel exists."
+)
 _START_SECONDS_MAX: Final = 30.0  # a slow disk under a first start; usually it is half a second
 _STOP_SECONDS_MAX: Final = 10.0
 _OUTPUT_LINES_MAX: Final = 500
@@ -48,7 +51,10 @@ def demo(
     once: Annotated[bool, typer.Option("--once", help="End after the comparison instead of serving on.")] = False,
     upstream: Annotated[
         list[str] | None,
-        typer.Option(help="Who answers, as for `serve`; the scripted engine unless given.", envvar="OPENLINE_UPSTREAM"),
+        typer.Option(
+            help="Who answers, as for `serve`; unless given, a tiny model in the server, or where that does not run a script.",
+            envvar="OPENLINE_UPSTREAM",
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Which model is asked; unless given, the first that the upstream names.")
@@ -62,13 +68,21 @@ def demo(
 ) -> None:
     """Compare an agent loop over HTTP with one over WebSocket, on a server of its own; then keep serving."""
     try:
-        asyncio.run(_demo(upstream or [_SCRIPTED], model, turns, port, once=once))
+        asyncio.run(_demo(upstream or [_own_upstream()], model, turns, port, once=once))
     except (DemoFailed, TurnFailed, ClientError) as error:
         _errors.print(f"[bold red]openline:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
     except (KeyboardInterrupt, asyncio.CancelledError):
         _errors.print("Stopped.")
         raise typer.Exit(130) from None
+
+
+def _own_upstream() -> str:
+    """The tiny model; where llama.cpp does not run, the script, and a word on it."""
+    if tiny_is_available():
+        return _TINY
+    _console.print(escape(_NO_TINY))
+    return _SCRIPTED
 
 
 async def _demo(upstreams: Sequence[str], model: str | None, calls: int, port: int, *, once: bool) -> None:
@@ -78,8 +92,11 @@ async def _demo(upstreams: Sequence[str], model: str | None, calls: int, port: i
         _console.print(f"Starting a server for the demo; behind it: [bold]{escape(', '.join(upstreams))}[/]")
         async with _server(upstreams, port, folder) as server:
             is_simulated = all(upstream.startswith(_SCRIPTED) for upstream in upstreams)
+            family = _FAMILIES.get(upstreams[0]) if len(upstreams) == 1 else None
             async with ClientSession(timeout=_NO_TIMEOUT) as session:
-                question = await _question(session, server.base_url, model, calls, is_simulated=is_simulated)
+                if model is None:
+                    model = f"{family}-tools-{calls}" if family else await _first_model(session, server.base_url)
+                question = Question(model, INSTRUCTIONS, TASK, TOOLS, turns_max=calls + 1)
                 # A real model's turn may take long; a script's loop is over at once, and steadier once it has run.
                 warm_up_turns = question.turns_max if is_simulated else 1
                 with _progress() as progress:
@@ -91,9 +108,9 @@ async def _demo(upstreams: Sequence[str], model: str | None, calls: int, port: i
                         warm_up_turns=warm_up_turns,
                         on_turn=_shown_on(progress, question.turns_max),
                     )
-            _print_comparison(runs, question.model, is_simulated=is_simulated)
+            _print_comparison(runs, model, is_simulated=is_simulated)
             if not once:
-                await _keep_serving(server, _TEXT_MODEL if is_simulated else question.model)
+                await _keep_serving(server, f"{family}-text" if family else model)
 
 
 def _stop_on_signals() -> None:
@@ -252,14 +269,6 @@ async def _keep_serving(server: Server, model: str) -> None:
 # --- The comparison -----------------------------------------------------------------------------
 
 
-async def _question(
-    session: ClientSession, base_url: str, model: str | None, calls: int, *, is_simulated: bool
-) -> Question:
-    if model is None:
-        model = f"scripted-tools-{calls}" if is_simulated else await _first_model(session, base_url)
-    return Question(model=model, instructions=INSTRUCTIONS, task=TASK, tools=TOOLS, turns_max=calls + 1)
-
-
 async def _first_model(session: ClientSession, base_url: str) -> str:
     async with session.get(f"{base_url}/models") as answer:
         body = await answer.json()
@@ -291,7 +300,7 @@ def _shown_on(progress: Progress, turns_max: int) -> Callable[[str, Turn], None]
         task = progress.tasks[bars[name]]
         number = int(task.completed) + 1
         tools = ", ".join(call["name"] for call in turn.calls) or "final answer"
-        last = f"{tools:<14} {_milliseconds(turn.seconds):>9}"
+        last = f"{tools:<14} {milliseconds(turn.seconds):>9}"
         total = turns_max if turn.calls else number
         progress.update(task.id, completed=number, total=total, last=last, refresh=True)
         if progress.disable:
@@ -300,109 +309,10 @@ def _shown_on(progress: Progress, turns_max: int) -> Callable[[str, Turn], None]
     return show
 
 
-# --- The table ----------------------------------------------------------------------------------
-
-
-class _Row(msgspec.Struct, frozen=True):
-    """One figure of each transport.
-
-    Attributes:
-        compares: whether less of it is better; `per turn` where it compares although one loop made more turns.
-    """
-
-    label: str
-    figure: Callable[[Run], float]
-    shown: Callable[[float], str]
-    compares: Literal["no", "per loop", "per turn"] = "per loop"
-
-
-def _milliseconds(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1000:.2f} ms" if seconds < 0.01 else f"{seconds * 1000:.1f} ms"
-
-
-def _kilobytes(size: float) -> str:
-    return f"{size / 1000:.1f} KB" if size < 1_000_000 else f"{size / 1_000_000:.2f} MB"
-
-
-_TIMES: Final = "\N{MULTIPLICATION SIGN}"
-_ROWS: Final = (
-    _Row("turns", lambda run: len(run.turns), "{:.0f}".format, "no"),
-    _Row("tool calls", lambda run: sum(len(turn.calls) for turn in run.turns), "{:.0f}".format, "no"),
-    _Row("time, all turns", lambda run: sum(turn.seconds for turn in run.turns), _milliseconds),
-    _Row("time, median turn", lambda run: median(turn.seconds for turn in run.turns), _milliseconds, "per turn"),
-    _Row(
-        "first event, median turn",
-        lambda run: median(turn.first_event_seconds for turn in run.turns),
-        _milliseconds,
-        "per turn",
-    ),
-    _Row("sent, all turns", lambda run: sum(turn.sent_bytes for turn in run.turns), _kilobytes),
-    _Row("sent, last turn", lambda run: run.turns[-1].sent_bytes, _kilobytes),
-    _Row("received, all turns", lambda run: sum(turn.received_bytes for turn in run.turns), _kilobytes),
-)
-
-
 def _print_comparison(runs: Sequence[Run], model: str, *, is_simulated: bool) -> None:
-    over_http, over_socket = runs
-    title = f"The same agent loop over each, model {escape(model)}"
-    table = Table(title=title, title_style="bold", title_justify="left", box=box.SIMPLE_HEAD)
-    table.add_column("what the client saw", no_wrap=True)
-    table.add_column("HTTP\nfull resend", justify="right")
-    table.add_column("WebSocket\nincrements", justify="right", style="bold")
-    table.add_column("WebSocket\nneeds", style="green")
-    table.add_column("figure is", style="dim")
-    for row in _ROWS:
-        values = [row.figure(run) for run in runs]
-        table.add_row(row.label, *map(row.shown, values), _ratio(row, over_http, over_socket), "measured")
-    if is_simulated:
-        table.add_row("model's own time", "none", "none", "", "simulated")
     _console.print()
-    _console.print(table)
-    for note in _notes(runs, is_simulated=is_simulated):
+    if not is_simulated and (table := turn_by_turn(runs)) is not None:
+        _console.print(table)
+    _console.print(comparison(runs, model, is_simulated=is_simulated))
+    for note in notes(runs, is_simulated=is_simulated):
         _console.print(f"{note}\n")
-
-
-def _ratio(row: _Row, over_http: Run, over_socket: Run) -> str:
-    """How much less the WebSocket needs; empty where that would compare unlike things."""
-    unlike = len(over_http.turns) != len(over_socket.turns)
-    if row.compares == "no" or (row.compares == "per loop" and unlike):
-        return ""
-    factor = row.figure(over_http) / row.figure(over_socket)
-    if 0.95 < factor < 1.05:
-        return "as much"
-    times = max(factor, 1 / factor)
-    return f"{times:.{0 if times >= 10 else 1}f}{_TIMES} {'less' if factor > 1 else 'more'}"
-
-
-def _notes(runs: Sequence[Run], *, is_simulated: bool) -> list[str]:
-    """What the figures mean, and what they do not."""
-    over_http, over_socket = runs
-    notes = [_measured("loop" if is_simulated else "turn"), _SIMULATED if is_simulated else _REAL]
-    if len(over_http.turns) != len(over_socket.turns):
-        notes.append("The model took another number of turns over each, so that totals do not compare.")
-    notes += [
-        f"Over {run.name} the loop was stopped before the model's final answer; --turns allows for more."
-        for run in runs
-        if run.turns[-1].calls
-    ]
-    return notes
-
-
-def _measured(warm_up: str) -> str:
-    return (
-        f"Measured on this machine, client and server on loopback without network latency, after one unmeasured {warm_up} "
-        "on each connection; the loops took turns, each going first every other time. Bytes are JSON and events, without the "
-        "headers of HTTP and of WebSocket frames."
-    )
-
-
-_SIMULATED: Final = (
-    "The model is simulated: a script that answers at once and has no prefill. No model time is in these times; what "
-    "is left is the cost of sending, reading and keeping the conversation."
-)
-_REAL: Final = (
-    "The upstream is taken as it is: the time of the model and of the way to it, which varies from run to run, is in "
-    "these times."
-)

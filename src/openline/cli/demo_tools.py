@@ -55,7 +55,7 @@ TOOLS: Final[list[dict[str, Any]]] = [
         "read_file",
         f"One page of a log file, {OUTPUT_CHARACTERS_MAX} characters at most.",
         name=_LOG,
-        page={"type": "integer", "minimum": 1, "description": "Which page; beyond the last, the last one."},
+        page={"type": "integer", "minimum": 1, "maximum": 6, "description": "Which page."},
     ),
     _tool("count_words", "How often each word stands in a log file, most frequent first.", name=_LOG),
     _tool(
