@@ -1,13 +1,15 @@
-"""The cases: which client, over which transport, with which plan of the model behind the server."""
+"""The cases: which client, over which transport, with which model behind the server, and its plan."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from install import CODEX, HERE, NODE, PYTHON
 
 CASE_SECONDS_MAX = 120
+PLANNED = "planned"
+TINY = "tiny"
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Case:
     `rounds` and `width` say how often the model calls tools, and how many at once. For Codex the model
     name decides which tools it offers: one that it does not know, one with a patch tool, one that reaches
     its shell through a script tool. `chained` cases send increments, the others the whole conversation.
+    `engine` is who answers: the harness's own model server, `PLANNED`, or the tiny model in llama.cpp, `TINY`.
     """
 
     name: str
@@ -29,6 +32,12 @@ class Case:
     width: int = 1
     patched: bool = False
     chained: bool = False
+    engine: str = PLANNED
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What must be installed."""
+        return (self.kind, TINY) if self.engine == TINY else (self.kind,)
 
     def command(self, base_url: str, model: str, python: str, scratch: Path) -> list[str]:
         """Return the command line; `python` runs what needs no client's own environment."""
@@ -55,6 +64,11 @@ def _codex(name: str, mode: str, model: str, *, patched: bool = False) -> Case:
     return Case(name, "codex", "codex.py", mode, transport, model, rounds, patched=patched, chained=mode == "ws")
 
 
+def _tiny(case: Case, model: str, rounds: int) -> Case:
+    """The same with the tiny model, whose words mean nothing and whose tool calls follow its name."""
+    return replace(case, name=f"{case.name}-tiny", model=model, rounds=rounds, engine=TINY)
+
+
 CASES = (
     _sdk("openai-python-json", "python", "openai_python.py", "json"),
     _sdk("openai-python-sse", "python", "openai_python.py", "sse"),
@@ -76,4 +90,12 @@ CASES = (
     _codex("codex-ws", "ws", "shell"),
     _codex("codex-ws-patch", "ws", "gpt-5.5", patched=True),
     _codex("codex-ws-script", "ws", "gpt-6.1-sol"),
+    _tiny(_sdk("openai-python-sse", "python", "openai_python.py", "sse"), "tiny-tools-8", 8),
+    _tiny(_sdk("openai-python-ws", "python", "openai_python.py", "ws", chained=True), "tiny-tools-8", 8),
+    _tiny(_sdk("agents-python-http", "python", "agents_python.py", "http"), "tiny-tools-8", 8),
+    _tiny(
+        _sdk("agents-python-ws-chained", "python", "agents_python.py", "ws-chained", chained=True), "tiny-tools-8", 8
+    ),
+    _tiny(_codex("codex-http", "http", "shell"), "tiny-shell-5", 5),
+    _tiny(_codex("codex-ws", "ws", "shell"), "tiny-shell-5", 5),
 )

@@ -19,6 +19,8 @@ SHELL_FILES = {
     "count.txt": "2 notes.txt\n",
 }
 PATCHED_FILES = {"patched.txt": "by patch\n"}
+TINY_OUTPUTS = ("created", "appended", "openline-tiny.txt", "one\ntwo", "2")
+TINY_FILES = {"openline-tiny.txt": "one\ntwo\n"}
 
 QUOTE_CHARS_MAX = 120  # of a value in a message: enough to recognise it
 
@@ -44,6 +46,26 @@ def shell_problems(result: Json, *, patched: bool) -> Iterator[str]:
         yield f"the folder holds {quoted(result['files'])}"
     if not result["text"]:
         yield "codex has no closing message"
+
+
+def tiny_problems(result: Json, rounds: int) -> Iterator[str]:
+    """Check a run with the tiny model: it called as often as its name says, and its words are some."""
+    if result.get("responses", rounds + 1) != rounds + 1:
+        yield f"the client saw {result['responses']} responses, not {rounds + 1}"
+    if len(result["outputs"]) != rounds:
+        yield f"the client ran {len(result['outputs'])} tools, not {rounds}"
+    if not result["text"]:
+        yield "there is no closing text"
+
+
+def tiny_shell_problems(result: Json) -> Iterator[str]:
+    """Check what Codex did in its folder with the tiny model's commands."""
+    if result["exit_code"] != 0:
+        yield f"codex ended with exit code {result['exit_code']}: {' · '.join(result['errors'][-1:])}"
+    if tuple(text.strip() for text in result["outputs"]) != TINY_OUTPUTS or any(result["exit_codes"]):
+        yield f"codex ran {len(result['outputs'])} commands, with the outputs {quoted(result['outputs'])}"
+    if result["files"] != TINY_FILES:
+        yield f"the folder holds {quoted(result['files'])}"
 
 
 def target_problems(result: Json) -> Iterator[str]:

@@ -16,6 +16,8 @@ from pathlib import Path
 
 from processes import run_logged
 
+from openline.engines.tiny import is_available
+
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 HOME = ROOT / ".conform"
@@ -37,7 +39,7 @@ class Installed:
 
 
 async def install(kinds: set[str]) -> Installed:
-    """Install what the wanted kinds (`python`, `node`, `codex`) need and is not there yet."""
+    """Install what the wanted kinds (`python`, `node`, `codex`) need and is not there yet; `tiny` comes by make."""
     HOME.mkdir(exist_ok=True)
     (HOME / ".gitignore").write_text("*\n")
     LOGS.mkdir(exist_ok=True)
@@ -48,6 +50,10 @@ async def install(kinds: set[str]) -> Installed:
         reason = await install_node()
         note(installed, "node", reason)
         note(installed, "codex", reason or await codex_problem())
+    if "tiny" in kinds:
+        note(
+            installed, "tiny", "" if is_available() else "llama.cpp is not installed: there is no wheel for this system"
+        )
     return installed
 
 

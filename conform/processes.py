@@ -76,9 +76,9 @@ async def end_group(process: asyncio.subprocess.Process) -> None:
 
 @dataclass
 class Server:
-    """`openline serve` in front of an upstream, as a user would start it."""
+    """`openline serve` in front of an upstream, given by its SPEC, as a user would start it."""
 
-    upstream_url: str
+    upstream: str
     store: Path
     log: Path
     url: str = ""
@@ -92,7 +92,7 @@ class Server:
         """
         port = free_port()
         command = [sys.executable, "-m", "openline", "serve", "--host", "127.0.0.1", "--port", str(port)]
-        command += ["--upstream", f"chat:{self.upstream_url}", "--store", f"sqlite:{self.store}"]
+        command += ["--upstream", self.upstream, "--store", f"sqlite:{self.store}"]
         with self.log.open("wb") as sink:
             self._process = await asyncio.create_subprocess_exec(
                 *command,

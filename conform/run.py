@@ -18,13 +18,13 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import checks
-from cases import CASE_SECONDS_MAX, CASES, Case
+from cases import CASE_SECONDS_MAX, CASES, PLANNED, TINY, Case
 from chat_upstream import ChatUpstream
 from install import HOME, LOGS, install
 from processes import Finished, Server, plain_environment, run_logged
@@ -39,7 +39,10 @@ REASON_CHARS_MAX = 240
 
 @dataclass
 class Setting:
-    """What the cases run against. `upstream` and `server_log` are None with `--target`."""
+    """What the cases run against.
+
+    `upstream` is None where no model of ours keeps a record, `server_log` where the server is not ours.
+    """
 
     relay: Relay
     base_url: str
@@ -100,10 +103,14 @@ def case_problems(case: Case, setting: Setting, done: Finished, result: dict[str
         if setting.upstream:
             yield from checks.refusal_problems(setting.upstream.refused)
         return
-    if setting.upstream is None:
+    if setting.server_log is None:
         yield from checks.target_problems(result)
         return
-    if case.kind == "codex":
+    if setting.upstream is None:
+        yield from checks.tiny_problems(result, case.rounds)
+        if case.kind == "codex":
+            yield from checks.tiny_shell_problems(result)
+    elif case.kind == "codex":
         yield from checks.shell_problems(result, patched=case.patched)
     else:
         yield from checks.loop_problems(result, case.rounds, case.width)
@@ -111,7 +118,8 @@ def case_problems(case: Case, setting: Setting, done: Finished, result: dict[str
     yield from checks.transport_problems(case.transport, relay.sockets, relay.posts(), case.rounds + 1)
     if case.chained:
         yield from checks.increment_problems(relay.creates)
-    yield from checks.context_problems(upstream.requests, upstream.refused, result, case.rounds)
+    if upstream is not None:
+        yield from checks.context_problems(upstream.requests, upstream.refused, result, case.rounds)
 
 
 def server_problems(log: Path, start: int) -> list[str]:
@@ -139,12 +147,12 @@ def last_json(stdout: str) -> dict[str, Any] | None:
 
 
 @asynccontextmanager
-async def own_server(scratch: Path, rows: list[Row]) -> AsyncIterator[Setting]:
+async def own_server(engine: str, scratch: Path, rows: list[Row]) -> AsyncIterator[Setting]:
     """Start model, server and relay; afterwards stop them, and judge how the server ended."""
-    upstream = ChatUpstream()
-    await upstream.start()
-    log = LOGS / "server.log"
-    server = Server(upstream.url, scratch / "openline.db", log)
+    upstream = ChatUpstream() if engine == PLANNED else None
+    spec = f"chat:{await upstream.start()}" if upstream else f"gguf:{engine}"
+    log = server_log(engine)
+    server = Server(spec, scratch / f"{engine}.db", log)
     relay = Relay("")
     try:
         relay.target = await server.start()
@@ -152,10 +160,16 @@ async def own_server(scratch: Path, rows: list[Row]) -> AsyncIterator[Setting]:
     finally:
         await relay.stop()
         exit_code = await server.stop()
-        await upstream.stop()
+        if upstream:
+            await upstream.stop()
         if relay.target:
             said = "" if exit_code == 0 else f"after SIGTERM the exit code was {exit_code}; None: it had to be killed"
-            rows.append(Row("openline serve", "FAIL" if said else "PASS", said))
+            rows.append(Row(f"openline serve, {engine}", "FAIL" if said else "PASS", said))
+
+
+def server_log(engine: str) -> Path:
+    """Return where a server of ours writes its log."""
+    return LOGS / f"server-{engine}.log"
 
 
 @asynccontextmanager
@@ -172,27 +186,50 @@ async def other_server(url: str, model: str, scratch: Path) -> AsyncIterator[Set
 async def run_all(cases: list[Case], args: argparse.Namespace, console: Console) -> list[Row]:
     """Install, run the cases one after another, and return the table's rows."""
     console.print(f"Clients live in {HOME.name}/; the first run installs them.")
-    installed = await install({case.kind for case in cases})
+    installed = await install({need for case in cases for need in case.needs})
     rows: list[Row] = []
     scratch = Path(tempfile.mkdtemp(prefix="openline-conform-"))  # not in here: Codex reads the repository around it
-    setting_of = other_server(args.target, args.model, scratch) if args.target else own_server(scratch, rows)
+    runnable: list[Case] = []
+    for case in cases:
+        if reason := next(filter(None, map(installed.missing.get, case.needs)), ""):
+            rows.append(Row(case.name, "SKIP", reason, transport=case.transport))
+            report(rows[-1], console)
+        else:
+            runnable.append(case)
     try:
-        async with setting_of as setting:
-            for case in cases:
-                if reason := installed.missing.get(case.kind):
-                    rows.append(Row(case.name, "SKIP", reason, transport=case.transport))
-                else:
-                    rows.append(await run_case(case, setting))
-                report(rows[-1], console)
-    except RuntimeError as error:
-        rows.append(Row("openline serve", "FAIL", f"{error}{last_error(LOGS / 'server.log')}"))
-        console.print(tail(LOGS / "server.log"), markup=False, style="dim")
+        if args.target:
+            planned = [case for case in runnable if case.engine == PLANNED]  # the others are the same clients again
+            await run_against(other_server(args.target, args.model, scratch), planned, rows, console)
+        else:
+            for engine in (PLANNED, TINY):
+                mine = [case for case in runnable if case.engine == engine]
+                if mine:
+                    await run_own(engine, mine, scratch, rows, console)
     finally:
         if args.keep:
             console.print(f"Kept {scratch}")
         else:
             shutil.rmtree(scratch, ignore_errors=True)
     return rows
+
+
+async def run_own(engine: str, cases: list[Case], scratch: Path, rows: list[Row], console: Console) -> None:
+    """Run cases against a server of our own; if it does not start, that is one more row."""
+    try:
+        await run_against(own_server(engine, scratch, rows), cases, rows, console)
+    except RuntimeError as error:
+        rows.append(Row(f"openline serve, {engine}", "FAIL", f"{error}{last_error(server_log(engine))}"))
+        console.print(tail(server_log(engine)), markup=False, style="dim")
+
+
+async def run_against(
+    setting_of: AbstractAsyncContextManager[Setting], cases: list[Case], rows: list[Row], console: Console
+) -> None:
+    """Run cases against one server, and say how each went."""
+    async with setting_of as setting:
+        for case in cases:
+            rows.append(await run_case(case, setting))
+            report(rows[-1], console)
 
 
 def report(row: Row, console: Console) -> None:
