@@ -3,7 +3,7 @@
 #   make test PYTHON=python3.12 choose the interpreter (when .venv is made)
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check conform bench docs lock clean FORCE
+.PHONY: help run serve test check conform bench docs lock clean FORCE
 
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
@@ -14,6 +14,9 @@ help:  ## show this
 
 run: .venv/run-ready .venv/local-ready  ## start the demo: an agent loop over HTTP and over WebSocket, then keep serving (ARGS=--once: end)
 	@.venv/bin/openline demo $(ARGS)
+
+serve: .venv/run-ready .venv/local-ready  ## start the server (ARGS="--upstream gguf:model.gguf"; ARGS=--help shows more)
+	@.venv/bin/openline serve $(ARGS)
 
 test: check .venv/local-ready  ## check, then run the tests (ARGS="-k name" picks some, without the coverage gate)
 	.venv/bin/pytest -n auto --maxprocesses=4 --cov --cov-report= $(ARGS)
@@ -32,8 +35,9 @@ check: .venv/dev-ready  ## format, lint, types, layers, spelling
 conform: .venv/dev-ready .venv/local-ready  ## run stock clients against the server
 	.venv/bin/python conform/run.py $(ARGS)
 
-bench: .venv/dev-ready  ## measure the CPU time of a turn
-	.venv/bin/python bench/turns.py $(ARGS)
+BENCH = turns
+bench: .venv/dev-ready .venv/local-ready  ## measure the CPU time of a turn (BENCH=warm_up: what a warm-up saves)
+	.venv/bin/python bench/$(BENCH).py $(ARGS)
 
 docs: .venv/run-ready  ## draw the state diagrams from the state tables
 	.venv/bin/python docs/make_state_diagrams.py

@@ -16,26 +16,22 @@ import argparse
 import asyncio
 import base64
 import os
-import socket
 import statistics
 import struct
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from processes import free_port, running, wait_for
 from rich.console import Console
 from rich.table import Table
 
 DELTAS: Final = 60
 DELTA_BYTES: Final = 250
 REQUEST_BYTES: Final = 2048
-STARTED_SECONDS_MAX: Final = 20.0
 _ENDS: Final = (b'"type":"response.completed"', b'"type":"response.failed"', b'"type":"error"')
 
 
@@ -268,35 +264,6 @@ def cpu_seconds(pid: int) -> float:
 
 
 # --- The three processes --------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        return listening.getsockname()[1]
-
-
-@contextmanager
-def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait(10)
-
-
-def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Until somebody accepts on the port."""
-    ends = time.monotonic() + STARTED_SECONDS_MAX
-    while time.monotonic() < ends and process.poll() is None:
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise SystemExit(f"Nothing listens on port {port}.")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[Measured]]:
