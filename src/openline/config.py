@@ -61,6 +61,12 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     creates_queued_max: Count = 64
     creates_queued_bytes_max: Count = 128 * 1024 * 1024
     connections_per_owner_max: Count = 20_000
+    connection_seconds_max: Seconds = 3600.0  # WebSocket mode guide; clients rotate at 50 to 55 minutes
+    age_grace_seconds_max: Seconds = 300.0  # what runs at that age may still end
+    drain_seconds_max: Seconds = 30.0  # the same when the server is told to stop; Kubernetes kills after 30
+    keepalive_seconds: Seconds = 45.0  # proxies cut after 60 seconds without data
+    steers_pending_max: Count = 16
+    steers_pending_bytes_max: Count = 16 * 1024 * 1024
     ping_seconds: Seconds = 20.0
     pong_seconds_max: Seconds = 60.0
     send_buffer_bytes_max: Count = 2 * 1024 * 1024

@@ -118,7 +118,7 @@ def test_deep_nesting_is_refused(field, depth):
     assert (error.code, error.message) == ("invalid_json", "The message is nested too deeply to be read.")
 
 
-@pytest.mark.parametrize("event_type", ["response.append", "response.steer", "Response.create", "", "x" * 10_000])
+@pytest.mark.parametrize("event_type", ["response.append", "response.processed.x", "Response.create", "", "x" * 10_000])
 def test_unknown_type_is_refused_and_named(event_type):
     """`invalid_request_error` with `param: "type"`, and the socket stays open (WebSocket mode guide, "Client events")."""
     error = refusal_at_once(json.dumps({"type": event_type}))

@@ -144,7 +144,7 @@ class Running:
         router = Router([Upstream(settings, engine)])
         self.app, self.registry = build(config, router, store, LogHook())
         options = uvicorn_config(config, self.app)
-        server = Server(options, lambda: None)
+        server = Server(options, lambda: None, self.app.drain)
         server.lifespan = options.lifespan_class(options)
         await server.startup([listening])
         timeout = aiohttp.ClientTimeout(total=WAIT_SECONDS_MAX)

@@ -61,6 +61,7 @@ def registry_of(hand, told, store=None):
             unix_time=lambda: 1_800_000_000.0,
             new_id=lambda prefix: f"{prefix}_1",
             created_wait_seconds_max=30,
+            keepalive_seconds=30,
         )
     )
 
@@ -115,7 +116,7 @@ async def test_a_turn_cancelled_before_its_first_step_ends_for_its_readers(hand,
     registry = registry_of(hand, told)
     turn = registry.start(request(), Window(1_000_000))
     with turn.log.deliver() as reader:
-        turn.cancel()
+        turn.stop()
         with pytest.raises(ProtocolError) as raised:
             await asyncio.wait_for(reader.read(), 5)
     assert raised.value.status == 500
@@ -159,7 +160,7 @@ async def test_a_response_that_is_being_kept_is_not_cancelled(hand, told):
     with turn.log.deliver():
         (await hand.next_turn()).answer("Hi.")
         await asyncio.wait_for(keeping.wait(), 5)
-    turn.cancel()
+    turn.stop()
     release.set()
     await turn.task
     assert turn.log.response["status"] == "completed"

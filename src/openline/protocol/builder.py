@@ -25,9 +25,15 @@ from openline.protocol.deltas import (
 )
 from openline.protocol.errors import ProtocolError
 from openline.protocol.fold import Event, Fold, OutputItem, Part
+from openline.protocol.items import is_clients_call
 from openline.protocol.states import TERMINAL_EVENTS, IllegalTransition
 
 NewId = Callable[[str], str]
+
+
+class _AtBoundary(Exception):  # noqa: N818 - a place in the stream
+    """The next item would open, and the response has been steered."""
+
 
 # The prefixes are convention; clients do not read them, people do.
 _PREFIXES: Final = {
@@ -93,6 +99,7 @@ class Builder:
         self._upstream: Event = {}  # what an upstream's terminal response said
         self._index_of: dict[Any, int] = {}  # an upstream's output_index → ours
         self._events: list[Event] = []
+        self._yields = False
 
     def __repr__(self) -> str:
         return f"<Builder {self._response.get('id')} {self.fold!r}>"
@@ -103,12 +110,36 @@ class Builder:
         self._emit("response.in_progress", response=self._response)
         return self._take()
 
+    @property
+    def response_id(self) -> str:
+        """The response's id."""
+        return self._response["id"]
+
+    @property
+    def yielded(self) -> bool:
+        """Whether it ended at a boundary, whatever the upstream has still to say."""
+        return self._yields and self.ended is not None
+
+    @property
+    def is_at_boundary(self) -> bool:
+        """Whether the response could be cut here: no item is open, and no call of it waits for the client."""
+        return all(item.closed and not is_clients_call(item.snapshot()) for item in self.fold.items)
+
     def apply(self, deltas: Iterable[Delta]) -> list[Event]:
         """The events that these deltas make.
 
         Raises:
             IllegalTransition: an upstream's own event cannot stand here.
         """
+        try:
+            self._apply(deltas)
+            if self._yields and self.ended is None and self.is_at_boundary:
+                raise _AtBoundary
+        except _AtBoundary:
+            self.ended = Ended("steered")
+        return self._take()
+
+    def _apply(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
             match delta:
                 case TextDelta():
@@ -130,6 +161,25 @@ class Builder:
                     self.ended = delta
                 case _:
                     assert_never(delta)
+
+    def yield_at_boundary(self) -> None:
+        """End before the next item begins, as incomplete with reason `steered`, unless a call waits for the client.
+
+        Source: Mid-turn steering guide, "Safe boundary".
+        """
+        self._yields = True
+
+    def tell(self, event_type: str, fields: Event) -> list[Event]:
+        """An event about the response that changes nothing of it."""
+        self._emit(event_type, **fields)
+        return self._take()
+
+    def keep_alive(self) -> list[Event]:
+        """`response.in_progress` again, with what there is of the output: accumulators replace theirs by it.
+
+        Source: docs/adr/0006.
+        """
+        self._emit("response.in_progress", response=self.fold.snapshot())
         return self._take()
 
     def finish(self, now: int) -> list[Event]:
@@ -212,6 +262,8 @@ class Builder:
         self._emit(_CALL_EVENTS[item.type][0], item_id=item.id, output_index=item.index, delta=text)
 
     def _add_item(self, item: Event) -> OutputItem:
+        if self._yields and self.is_at_boundary:
+            raise _AtBoundary
         item_type: str = item.get("type", "item")
         item = {**item, "id": self._new_id(_PREFIXES.get(item_type, item_type.split("_", 1)[0]))}
         self._emit("response.output_item.added", output_index=len(self.fold.items), item=item)

@@ -14,7 +14,7 @@ from collections import deque
 import msgspec
 
 from openline.protocol.errors import ProtocolError
-from openline.protocol.events import Processed, Refused, SocketCreate, read_client_event
+from openline.protocol.events import Cancel, Inject, Processed, Refused, SocketCreate, Steer, read_client_event
 from openline.protocol.states import LaneEvent, LaneState, next_lane_state
 
 
@@ -36,6 +36,9 @@ class Start(msgspec.Struct, frozen=True):
 
     create: SocketCreate
     body: str | bytes
+
+
+Direct = Cancel | Inject | Steer  # what is about a turn, and waits in no lane
 
 
 class _Lane:
@@ -64,11 +67,17 @@ class Connection:
         self._active = 0
         self._queued = 0
         self._queued_bytes = 0
+        self._retired: ProtocolError | None = None
 
     def __repr__(self) -> str:
         return f"<Connection lanes={len(self._lanes)} active={self._active} queued={self._queued}>"
 
-    def receive(self, message: str | bytes) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing runs and nothing waits."""
+        return all(lane.state is LaneState.IDLE for lane in self._lanes.values())
+
+    def receive(self, message: str | bytes) -> Direct | None:
         """Take one message from the peer.
 
         A `response.create` joins the lane its `stream_id` names. Call `next_turn`
@@ -77,8 +86,12 @@ class Connection:
         Args:
             message: a JSON object in UTF-8; its size has been checked by the transport.
 
+        Returns:
+            what the shell has to do itself, now; None for what takes its place in a lane.
+
         Raises:
             ProtocolError: the message is refused at once; answer with its frame.
+            SteerRefused: it steers, and cannot be read; answer with its event.
 
         Source: WebSocket mode guide, "stream_id".
         """
@@ -86,9 +99,11 @@ class Connection:
             event = read_client_event(message)
         except Refused as refused:
             self._enqueue(refused.stream_id, refused)
-            return
-        if not isinstance(event, Processed):
+            return None
+        if isinstance(event, SocketCreate):
             self._enqueue(event.stream_id, Start(event, message))
+            return None
+        return None if isinstance(event, Processed) else event
 
     def next_turn(self) -> Start | Refused | None:
         """The next create that may start, or the next refusal that has reached its lane's head.
@@ -112,13 +127,54 @@ class Connection:
             return head
         return None
 
-    def end_turn(self, stream_id: str | None) -> None:
-        """The running turn of this lane has had its terminal event, or its error, written."""
+    def end_turn(self, stream_id: str | None, successor: Start | None = None) -> None:
+        """The running turn of this lane has had its terminal event, or its error, written.
+
+        Args:
+            successor: what goes on by itself, before all that waits in the lane.
+
+        Source: Mid-turn steering guide: a terminal event does not prove that the lane is idle.
+        """
         lane = self._lanes[stream_id]
+        if successor is not None:
+            lane.queue.appendleft(successor)
+            self._queued += 1
+            self._queued_bytes += _size(successor)
         lane.take(LaneEvent.ENDED if lane.queue else LaneEvent.ENDED_LAST)
         self._active -= lane.has_slot
         if lane.queue:
             self._waiting.append(stream_id)
+
+    def is_continued(self, stream_id: str | None, response_id: str) -> bool:
+        """Whether the next create of this lane continues that response."""
+        queue = self._lanes[stream_id].queue
+        return bool(queue) and isinstance(queue[0], Start) and queue[0].create.previous_response_id == response_id
+
+    def cancel_queued(self, stream_id: str | None) -> None:
+        """Refuse the create at a lane's head, if it has not started.
+
+        Source: WebSocket mode guide, "Cancelling".
+        """
+        lane = self._lanes[stream_id]
+        if lane.state is LaneState.WAITING:
+            message = "The request was cancelled before it started."
+            self._refuse_queued(lane, stream_id, 0, ProtocolError("request_cancelled", message))
+
+    def retire(self, error: ProtocolError) -> None:
+        """Start nothing any more: what waits, and what still comes, is refused in its lane.
+
+        Source: WebSocket mode guide, "Connection life".
+        """
+        self._retired = error
+        for stream_id, lane in self._lanes.items():
+            for place in range(len(lane.queue)):
+                self._refuse_queued(lane, stream_id, place, error)
+
+    def _refuse_queued(self, lane: _Lane, stream_id: str | None, place: int, error: ProtocolError) -> None:
+        entry = lane.queue[place]
+        if isinstance(entry, Start):
+            self._queued_bytes -= _size(entry)
+            lane.queue[place] = Refused(error, stream_id, None)
 
     def _enqueue(self, stream_id: str | None, entry: Start | Refused) -> None:
         lane = self._lanes.get(stream_id) or self._new_lane(stream_id)
@@ -126,6 +182,8 @@ class Connection:
             raise _overloaded(f"{self._queued} creates", stream_id)
         if self._queued and self._queued_bytes + _size(entry) > self._limits.creates_queued_bytes_max:
             raise _overloaded(f"{self._queued_bytes} bytes of creates", stream_id)
+        if self._retired is not None:
+            entry = Refused(self._retired, stream_id, None)
         was_idle = lane.state is LaneState.IDLE
         lane.take(LaneEvent.QUEUED)
         lane.queue.append(entry)

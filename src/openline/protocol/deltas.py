@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import msgspec
 
-IncompleteReason = Literal["max_output_tokens", "content_filter", "cancelled"]
+IncompleteReason = Literal["max_output_tokens", "content_filter", "cancelled", "steered"]
 
 
 class TextDelta(msgspec.Struct, frozen=True):

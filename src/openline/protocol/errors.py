@@ -38,6 +38,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "missing_required_parameter": ErrorKind(400, _INVALID, "missing_required_parameter"),
     "unsupported_parameter": ErrorKind(400, _INVALID, "unsupported_parameter"),
     "unknown_event_type": ErrorKind(400, _INVALID, "unknown_event_type"),
+    "request_cancelled": ErrorKind(400, _INVALID, "request_cancelled"),
     "message_too_big": ErrorKind(413, _INVALID, "message_too_big"),
     # What it refers to.
     "previous_response_not_found": ErrorKind(400, _INVALID, "previous_response_not_found"),
@@ -51,6 +52,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     # WebSocket mode.
     "invalid_stream_id": ErrorKind(400, _INVALID, "invalid_stream_id"),
     "websocket_stream_limit_reached": ErrorKind(400, _INVALID, "websocket_stream_limit_reached"),
+    "websocket_connection_limit_reached": ErrorKind(400, _INVALID, "websocket_connection_limit_reached"),
     "websocket_disabled": ErrorKind(426, _INVALID, "websocket_disabled"),
     # Who asks.
     "invalid_api_key": ErrorKind(401, _INVALID, "invalid_api_key"),

@@ -13,10 +13,11 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Raw
 
-from openline.protocol.errors import ProtocolError
+from openline.protocol.errors import MESSAGE_CHARS_MAX, ProtocolError
 from openline.protocol.items import Item, read_item, wrong_type
 
 TIMINGS: Final = "openline.timings"  # in `include`
+_NULL: Final = Raw(b"null")
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -120,10 +121,53 @@ class Processed(msgspec.Struct, frozen=True, tag_field="type", tag="response.pro
     """Codex's acknowledgement of a response; accepted, and answered by nothing."""
 
 
-ClientEvent = SocketCreate | Processed
+class Cancel(msgspec.Struct, frozen=True, tag_field="type", tag="response.cancel"):
+    """Stop a response; without an id, what the default lane is at. An extension that some clients send anyway.
+
+    Source: WebSocket mode guide, "Cancelling".
+    """
+
+    response_id: str | None = None
 
 
-_NULL: Final = Raw(b"null")
+class Inject(msgspec.Struct, frozen=True, tag_field="type", tag="response.inject"):
+    """Items for a running multi-agent response, which this server does not have.
+
+    Source: WebSocket mode guide, "response.inject".
+    """
+
+    response_id: str = ""
+    input: Raw = Raw(b"[]")
+
+
+class Steer(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="type", tag="response.steer"):
+    """More input for a response that still runs, in exactly these keys: the lane is the response's own.
+
+    Attributes:
+        input: read by `steering.steer_items`, and sent back as it came where it cannot be used.
+
+    Source: Mid-turn steering guide, "response.steer".
+    """
+
+    previous_response_id: str
+    input: Raw = _NULL
+
+
+class SteerRefused(Exception):  # noqa: N818 - an answer, not a fault of ours
+    """A steer that cannot be applied; it is answered by `response.steer.failed`, with its input in it.
+
+    Attributes:
+        code: one of the guide's, see `steering`.
+    """
+
+    def __init__(self, code: str, message: str, steer: Steer) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.steer = steer
+
+
+ClientEvent = SocketCreate | Cancel | Inject | Steer | Processed
 
 
 class _Head(msgspec.Struct):
@@ -132,6 +176,7 @@ class _Head(msgspec.Struct):
     type: Raw = _NULL
     stream_id: Raw = _NULL
     previous_response_id: Raw = _NULL
+    input: Raw = _NULL
 
 
 _client_event = msgspec.json.Decoder(ClientEvent)
@@ -139,6 +184,8 @@ _http_create = msgspec.json.Decoder(HttpCreate)
 _head = msgspec.json.Decoder(_Head)
 _string = msgspec.json.Decoder(str | None)
 _stream_id = msgspec.json.Decoder(StreamId | None)
+
+_OTHER_TYPES: Final = frozenset({"response.cancel", "response.inject", "response.processed"})
 
 # Fields that ask for what this server does not do. None of them is lost silently.
 _REFUSED: Final = {
@@ -173,6 +220,7 @@ def read_client_event(message: str | bytes) -> ClientEvent:
     Raises:
         ProtocolError: refused at once, since no lane can be told.
         Refused: refused in its lane.
+        SteerRefused: a steer that cannot be read.
 
     Source: WebSocket mode guide, "stream_id", order of checks.
     """
@@ -216,9 +264,14 @@ def read_input(create: Create) -> list[Item]:
     if create.input is None:
         return []
     if isinstance(create.input, str):
-        message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": create.input}]}
-        return [Item(msgspec.json.encode(message), "message")]
+        return [user_message(create.input)]
     return [read_item(raw, f"input[{index}]") for index, raw in enumerate(create.input)]
+
+
+def user_message(text: str) -> Item:
+    """A user's message of one text."""
+    message = {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+    return Item(msgspec.json.encode(message), "message")
 
 
 def _not_supported(create: Create, *, on_socket: bool) -> ProtocolError | None:
@@ -247,7 +300,7 @@ def _not_json(error: Exception) -> ProtocolError:
     return ProtocolError("invalid_json", f"The message is not valid JSON: {error}.")
 
 
-def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refused:
+def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refused | SteerRefused:
     """Which check the message failed, in the order of the checks."""
     if isinstance(error, UnicodeError):
         return _not_json(error)
@@ -258,6 +311,10 @@ def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refu
     except (msgspec.DecodeError, RecursionError) as not_json:
         return _not_json(not_json)
     event_type = _string_in(head.type)
+    if event_type == "response.steer":
+        return _refused_steer(head, error)
+    if event_type in _OTHER_TYPES:
+        return wrong_type(error)
     if event_type != "response.create":
         return _unknown_type(event_type, head.type)
     try:
@@ -266,6 +323,15 @@ def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refu
         expected = "1 to 256 characters out of A-Z, a-z, 0-9, '_', '.' and '-'"
         return ProtocolError("invalid_stream_id", f"'stream_id' is not valid: expected {expected}.", param="stream_id")
     return Refused(wrong_type(error), lane, _string_in(head.previous_response_id))
+
+
+def _refused_steer(head: _Head, error: Exception) -> ProtocolError | SteerRefused:
+    target = _string_in(head.previous_response_id)
+    if target is None:
+        message = "'previous_response_id' is missing or no text: expected the id of the response to steer."
+        return ProtocolError("missing_required_parameter", message, param="previous_response_id")
+    message = f"{error}: expected 'type', 'previous_response_id' and 'input', and nothing else."
+    return SteerRefused("invalid_input", message[:MESSAGE_CHARS_MAX], Steer(target, head.input.copy()))
 
 
 def _string_in(raw: Raw) -> str | None:

@@ -92,6 +92,11 @@ def item_of(value: Mapping[str, Any]) -> Item:
     return Item(msgspec.json.encode(value), value["type"], value.get("call_id"), value.get("async") is True)
 
 
+def is_clients_call(item: Mapping[str, Any]) -> bool:
+    """Whether an output item is a call whose output the client has to bring before the model can go on."""
+    return item.get("type") in OUTPUT_OF_CALL and item.get("call_id") is not None and item.get("async") is not True
+
+
 class OpenCalls:
     """Which tool calls of a context wait for their output.
 

@@ -6,8 +6,10 @@ WebSocket and SSE classes cost more than the turn; plain routes go through Starl
 
 from __future__ import annotations
 
+import asyncio
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -25,11 +27,12 @@ from openline.server.asgi import Receive, Scope, Send, answer_headers, send_erro
 from openline.server.catalogue import catalogue, openai_entry
 from openline.server.guard import Guard, header
 from openline.server.http import create_response
-from openline.server.websocket import Socket
+from openline.server.websocket import Socket, SocketLimits
 from openline.state.store import Store, StoreUnavailable, store_unavailable
 from openline.turns.registry import Registry
 
 _RESPONSES_PATHS: Final = frozenset({"/v1/responses", "/responses", "/openai/v1/responses"})
+_LAST_WORDS_SECONDS_MAX: Final = 5.0  # for clients to read the end of what was cancelled, and to close their side
 _PREFIXES: Final = ("/v1", "", "/openai/v1")
 
 
@@ -48,16 +51,33 @@ class App:
         self._registry = registry
         self._limits = limits
         self._websocket = websocket
-        self._lanes = Limits(
-            limits.lanes_named_max,
-            limits.responses_active_max,
-            limits.creates_queued_max,
-            limits.creates_queued_bytes_max,
-        )
-        self._routes = _routes(Endpoints(guard, router, store))
+        self._socket_limits = _socket_limits(limits)
+        self._sockets: set[Socket] = set()
+        self._no_sockets = asyncio.Event()
+        self._no_sockets.set()
+        self._draining = False
+        self._routes = _routes(Endpoints(guard, router, store, is_draining=lambda: self._draining))
 
     def __repr__(self) -> str:
         return f"<App {self._guard!r} {self._registry!r}>"
+
+    async def drain(self) -> None:
+        """Start nothing any more, and wait until what runs has ended and every socket is closed.
+
+        What takes longer than `drain_seconds_max` is cancelled, and still gets its terminal event.
+
+        Source: WebSocket mode guide, "Connection life"; docs/operating.md.
+        """
+        self._draining = True
+        for socket in list(self._sockets):
+            socket.retire(_shutting_down(), self._limits.drain_seconds_max)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._limits.drain_seconds_max):
+                await self._registry.ended()
+        await self._registry.close()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_SECONDS_MAX):
+                await self._no_sockets.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection or request, as ASGI gives it."""
@@ -79,6 +99,7 @@ class App:
         request_id = new_request_id()
         try:
             owner = self._guard.admit(scope["headers"])
+            self._require_open()
         except ProtocolError as error:
             await send_error(send, error, request_id)
             return
@@ -105,18 +126,17 @@ class App:
             await receive()
             await receive()
             return
+        limits = self._socket_limits
+        socket = Socket(self._registry, receive, send, owner=owner, request_id=request_id, limits=limits)
+        self._sockets.add(socket)
+        self._no_sockets.clear()
         try:
             await send({"type": "websocket.accept", "headers": answer_headers(request_id)})
-            await Socket(
-                self._registry,
-                receive,
-                send,
-                owner=owner,
-                request_id=request_id,
-                limits=self._lanes,
-                send_buffer_bytes_max=self._limits.send_buffer_bytes_max,
-            ).serve()
+            await socket.serve()
         finally:
+            self._sockets.discard(socket)
+            if not self._sockets:
+                self._no_sockets.set()
             self._guard.disconnect(owner)
 
     def _admit_socket(self, scope: Scope) -> str:
@@ -125,15 +145,21 @@ class App:
         owner = self._guard.admit(scope["headers"])
         if not self._websocket:
             raise ProtocolError("websocket_disabled", "WebSocket mode is off on this server: use HTTP.")
+        self._require_open()
         self._guard.connect(owner)
         return owner
+
+    def _require_open(self) -> None:
+        if self._draining:
+            raise _shutting_down()
 
 
 class Endpoints:
     """The plain HTTP routes."""
 
-    def __init__(self, guard: Guard, router: Router, store: Store) -> None:
+    def __init__(self, guard: Guard, router: Router, store: Store, *, is_draining: Callable[[], bool]) -> None:
         self._guard = guard
+        self._is_draining = is_draining
         self._router = router
         self._store = store
 
@@ -187,6 +213,8 @@ class Endpoints:
 
     async def readyz(self, request: Request) -> Response:
         """Whether a turn could succeed now: every upstream answers, or 503 with what is wrong."""
+        if self._is_draining():
+            return _json({"status": "shutting down"}, 503)
         found = await self._router.check()
         ready = all(problem is None for problem in found.values())
         answer: dict[str, object] = {"status": "ready" if ready else "not ready"}
@@ -201,6 +229,28 @@ class Endpoints:
         except ProtocolError:
             return False
         return True
+
+
+def _socket_limits(limits: LimitSettings) -> SocketLimits:
+    lanes = Limits(
+        limits.lanes_named_max,
+        limits.responses_active_max,
+        limits.creates_queued_max,
+        limits.creates_queued_bytes_max,
+    )
+    return SocketLimits(
+        lanes,
+        limits.send_buffer_bytes_max,
+        limits.connection_seconds_max,
+        limits.age_grace_seconds_max,
+        limits.steers_pending_max,
+        limits.steers_pending_bytes_max,
+    )
+
+
+def _shutting_down() -> ProtocolError:
+    message = "The server is shutting down: connect again."
+    return ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"})
 
 
 def new_request_id() -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import signal
 import socket
 import ssl
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Final
 
@@ -26,7 +27,9 @@ from openline.state.store import Store
 from openline.turns.bind import Parts
 from openline.turns.registry import Registry
 
+_log: Final = logging.getLogger("openline.server")
 _BACKLOG: Final = 2048
+_GRACEFUL_SECONDS_MAX: Final = 5  # what was to end has ended by then; this is for clients that do not read
 _KEEP_ALIVE_SECONDS: Final = 75  # as nginx; an agent whose tool runs for a minute comes back on the same connection
 
 
@@ -85,7 +88,7 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
     recognising = asyncio.create_task(router.check())  # so that the first turn has its upstream's form already
     try:
         load_models(router)
-        await Server(uvicorn_config(config, app), on_started).serve(sockets=[listening])
+        await Server(uvicorn_config(config, app), on_started, app.drain).serve(sockets=[listening])
     finally:
         recognising.cancel()
         await registry.close()
@@ -95,7 +98,8 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
 
 def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App, Registry]:
     """The app over its three seams, and the registry of its turns, to be closed before them."""
-    parts = Parts(router, store, hook, time.time, new_id, config.limits.created_wait_seconds_max)
+    limits = config.limits
+    parts = Parts(router, store, hook, time.time, new_id, limits.created_wait_seconds_max, limits.keepalive_seconds)
     registry = Registry(parts)
     guard = Guard(
         config.keys,
@@ -109,23 +113,52 @@ def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server that says when it accepts connections, and for which being told to stop is no failure."""
+    """A uvicorn server that says when it accepts connections, and that lets what runs end before it stops.
 
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+    uvicorn itself closes every socket at the signal, in mid-turn too.
+
+    Args:
+        on_started: called once connections are accepted.
+        drain: what has to end first.
+    """
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        on_started: Callable[[], None],
+        drain: Callable[[], Coroutine[object, object, None]],
+    ) -> None:
         super().__init__(config)
         self._on_started = on_started
+        self._drain = drain
+        self._draining: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._told = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, then say so."""
         await super().startup(sockets)
+        self._loop = asyncio.get_running_loop()
         self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal stops gracefully, with exit code 0; a second SIGINT at once."""
+        """A first signal drains and stops, with exit code 0; a second one does not wait, and Ctrl-C again for nothing."""
         del frame
-        if self.should_exit and sig == signal.SIGINT:
-            self.force_exit = True
+        if self._loop is None or self._told:
+            self.force_exit = self.should_exit and sig == signal.SIGINT
+            self.should_exit = True
+            return
+        self._told = True
+        self._loop.call_soon_threadsafe(self._start_drain)
+
+    def _start_drain(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+        self._draining.add_done_callback(self._drained)
+
+    def _drained(self, draining: asyncio.Task[None]) -> None:
         self.should_exit = True
+        if not draining.cancelled() and (error := draining.exception()) is not None:
+            _log.error("draining failed", exc_info=error)
 
 
 def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
@@ -152,7 +185,7 @@ def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=30,
+        timeout_graceful_shutdown=_GRACEFUL_SECONDS_MAX,
         ssl_certfile=server.tls_cert or None,
         ssl_keyfile=server.tls_key or None,
     )

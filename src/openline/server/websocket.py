@@ -6,18 +6,47 @@ Source: WebSocket mode guide.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine, Iterable
 from contextlib import suppress
+from typing import Final
 
 import msgspec
 
-from openline.protocol.connection import Connection, Limits, Start, frame
+from openline.protocol import steering
+from openline.protocol.connection import Connection, Direct, Limits, Start, frame
 from openline.protocol.errors import ProtocolError
+from openline.protocol.events import Cancel, Inject, SocketCreate, Steer, SteerRefused
+from openline.protocol.fold import Event
+from openline.protocol.steering import Steered, Steers
 from openline.server import frames
 from openline.server.asgi import ClientGone, Message, Receive, Send
 from openline.state.cache import ConnectionCache
 from openline.turns.bind import TurnRequest
 from openline.turns.log import LogReader, Window
-from openline.turns.registry import Registry, Turn
+from openline.turns.registry import Registry
+from openline.turns.turn import Turn
+
+GOING_AWAY: Final = 1001
+
+
+class SocketLimits(msgspec.Struct, frozen=True):
+    """What one socket may have.
+
+    Attributes:
+        lanes: of its lanes.
+        send_buffer_bytes_max: events that may wait for it before its turns are held up.
+        seconds_max: its age, after which nothing starts on it.
+        grace_seconds_max: how long what runs then may still run.
+        steers_pending_max: steers that wait for a successor.
+        steers_pending_bytes_max: of their input.
+    """
+
+    lanes: Limits
+    send_buffer_bytes_max: int
+    seconds_max: float
+    grace_seconds_max: float
+    steers_pending_max: int
+    steers_pending_bytes_max: int
 
 
 class Socket:
@@ -26,8 +55,6 @@ class Socket:
     Args:
         owner: whose it is.
         request_id: of its upgrade; all its turns carry it.
-        limits: of its lanes.
-        send_buffer_bytes_max: events that may wait for it before its turns are held up.
     """
 
     def __init__(
@@ -38,60 +65,204 @@ class Socket:
         *,
         owner: str,
         request_id: str,
-        limits: Limits,
-        send_buffer_bytes_max: int,
+        limits: SocketLimits,
     ) -> None:
         self._registry = registry
         self._receive = receive
         self._send = send
         self._owner = owner
         self._request_id = request_id
-        self._connection = Connection(limits)
+        self._limits = limits
+        self._connection = Connection(limits.lanes)
+        self._steers = Steers(limits.steers_pending_max, limits.steers_pending_bytes_max)
         self._cache = ConnectionCache()
-        self._window = Window(send_buffer_bytes_max)
+        self._window = Window(limits.send_buffer_bytes_max)
         self._group: asyncio.TaskGroup
+        self._turns: dict[str | None, Turn] = {}  # what runs, by lane
         self._deliveries: set[asyncio.Task[None]] = set()
         self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
+        self._late: dict[str | None, list[SteerRefused]] = {}  # steers that came after the end and before it was read
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._retiring = False
 
     def __repr__(self) -> str:
         return f"<Socket {self._owner} {self._connection!r} {self._window!r}>"
 
     async def serve(self) -> None:
         """Take messages until the peer is gone; then nothing of it goes on."""
+        limits = self._limits
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
             self._group = group
+            error = _too_old(limits.seconds_max)
+            aged = loop.call_later(limits.seconds_max, self.retire, error, limits.grace_seconds_max, error)
             try:
                 with suppress(ClientGone):
                     while (message := await self._receive())["type"] != "websocket.disconnect":
                         await self._take(message)
             finally:
+                aged.cancel()
+                self._retiring = True
                 for delivery in self._deliveries:
                     delivery.cancel()
                 for warmed in self._warmed.values():
-                    warmed.cancel()
+                    warmed.stop()
+
+    def retire(self, error: ProtocolError, grace_seconds: float, last: ProtocolError | None = None) -> None:
+        """Start nothing any more, and close once what runs has ended.
+
+        Args:
+            error: for what waits, and for what still comes.
+            grace_seconds: how long what runs may still take; then it is cancelled.
+            last: what is said before the socket closes.
+
+        Source: WebSocket mode guide, "Connection life".
+        """
+        if not self._retiring:
+            self._retiring = True
+            self._connection.retire(error)
+            self._spawn(self._close_when_idle(grace_seconds, last))
+
+    async def _close_when_idle(self, grace_seconds: float, last: ProtocolError | None) -> None:
+        with suppress(ClientGone, OSError, RuntimeError):
+            await self._start_turns()  # the refusals of what waited
+            try:
+                async with asyncio.timeout(grace_seconds):
+                    await self._idle.wait()
+            except TimeoutError:
+                for turn in self._turns.values():
+                    turn.stop()
+                await self._idle.wait()
+            if last is not None:
+                await self._refuse(last, None)
+            await self._send({"type": "websocket.close", "code": GOING_AWAY})
+
+    # What comes in.
 
     async def _take(self, message: Message) -> None:
         text: str | bytes | None = message.get("text")
         body: str | bytes = text if text is not None else message.get("bytes") or b""
         try:
-            self._connection.receive(body)
+            event = self._connection.receive(body)
+            if event is not None:
+                await self._act(event)
+        except SteerRefused as refused:
+            await self._refuse_steer(refused)
         except ProtocolError as error:
             await self._refuse(error, None)
         await self._start_turns()
 
+    async def _act(self, event: Direct) -> None:
+        match event:
+            case Cancel():
+                self._cancel(event)
+            case Steer():
+                self._steer(event)
+            case Inject():
+                error = {"code": "response_not_found", "message": "No response runs that items can be injected into."}
+                fields: Event = {"response_id": event.response_id, "input": event.input, "error": error}
+                await self._tell("response.inject.failed", 0, fields, None)
+
+    def _cancel(self, cancel: Cancel) -> None:
+        """Stop what the client names, if it runs; a client that is late gets no error, which others would misread.
+
+        Source: WebSocket mode guide, "Cancelling".
+        """
+        if cancel.response_id is not None:
+            turn = self._running(cancel.response_id)
+        else:
+            turn = self._turns.get(None)
+            self._connection.cancel_queued(None)
+        if turn is not None:
+            turn.stop()
+
+    def _running(self, response_id: str) -> Turn | None:
+        return next((turn for turn in self._turns.values() if turn.response_id == response_id), None)
+
+    # Steering.
+
+    def _steer(self, steer: Steer) -> None:
+        turn = self._running(steer.previous_response_id)
+        if turn is None:
+            raise self._steers.too_late(steer)
+        items = steering.steer_items(steer)
+        self._steers.admit(steer)
+        steered = Steered(self._registry.new_id("steer"), steer, items)
+        if not turn.tell(steering.ACCEPTED, steering.accepted(steered)):
+            raise steering.already_completed(steer)
+        self._steers.add(turn.request.stream_id, steered)
+        turn.yield_at_boundary()
+
+    async def _refuse_steer(self, refused: SteerRefused) -> None:
+        """Say so: in the response's own log while it runs, behind its end where that has not been read yet."""
+        turn = self._running(refused.steer.previous_response_id)
+        fields = steering.failed(refused)
+        if turn is None:
+            await self._tell_of(refused.steer.previous_response_id, steering.FAILED, fields)
+        elif turn.tell(steering.FAILED, fields):
+            await self._window.opened()  # the input goes back, and may be large
+        else:
+            self._late.setdefault(turn.request.stream_id, []).append(refused)
+
+    async def _give_back(self, steered: Iterable[Steered], why: str) -> None:
+        """Tell of steers that were accepted and have no successor."""
+        for each in steered:
+            refused = SteerRefused("successor_creation_failed", why, each.steer)
+            await self._tell_of(each.steer.previous_response_id, steering.FAILED, steering.failed(refused, each.id))
+
+    async def _tell_of(self, response_id: str, event_type: str, fields: Event) -> None:
+        """An event about a response that has ended: it belongs to this connection only."""
+        await self._tell(event_type, self._steers.number(response_id), fields, self._steers.lane_of(response_id))
+
+    async def _successor(self, turn: Turn) -> Start | None:
+        """What goes on by itself behind a turn that was steered; None if nothing does, and the client was told why.
+
+        Source: Mid-turn steering guide, "Outcomes".
+        """
+        stream_id, response = turn.request.stream_id, turn.log.response
+        if response is None:
+            await self._give_back(turn.request.steers, "The create that was to bring it along was refused.")
+            return None
+        self._steers.ended(stream_id, response["id"], len(turn.log))
+        for refused in self._late.pop(stream_id, ()):
+            await self._tell_of(response["id"], steering.FAILED, steering.failed(refused))
+        waiting = self._steers.waiting(stream_id)
+        if not waiting or self._connection.is_continued(stream_id, response["id"]):
+            return None
+        if self._retiring or not _goes_on(response):
+            await self._give_back(self._steers.take(stream_id), "Its response cannot be continued here.")
+            return None
+        if required := steering.required_input(response["output"]):
+            for steered in waiting:
+                await self._tell_of(response["id"], steering.PENDING, steering.pending(steered, required))
+            return None
+        return continued(turn.request, response["id"])
+
+    # Turns.
+
     async def _start_turns(self) -> None:
         while (entry := self._connection.next_turn()) is not None:
             if isinstance(entry, Start):
-                self._start(entry)
+                await self._start(entry)
             else:
                 self._cache.evict_failed(self._owner, entry.stream_id, entry.previous_response_id)
                 await self._refuse(entry.error, entry.stream_id)
                 self._connection.end_turn(entry.stream_id)
+        if self._connection.is_idle:
+            self._idle.set()
+        else:
+            self._idle.clear()
 
-    def _start(self, start: Start) -> None:
+    async def _start(self, start: Start) -> None:
         create = start.create
-        if warmed := self._warmed.pop(create.stream_id, None):
-            warmed.cancel()  # the turn brings the whole prefix itself
+        stream_id = create.stream_id
+        steers = self._steers.take(stream_id)
+        if any(each.steer.previous_response_id != create.previous_response_id for each in steers):
+            await self._give_back(steers, "The lane went on without it.")
+            steers = ()
+        if warmed := self._warmed.pop(stream_id, None):
+            warmed.stop()  # the turn brings the whole prefix itself
         turn = self._registry.start(
             TurnRequest(
                 owner=self._owner,
@@ -100,18 +271,23 @@ class Socket:
                 request_id=self._request_id,
                 transport="websocket",
                 cache=self._cache,
-                stream_id=create.stream_id,
+                stream_id=stream_id,
+                steers=steers,
             ),
             self._window,
         )
+        self._turns[stream_id] = turn
         if not create.generates:
-            self._warm(create.stream_id, turn)
+            self._warm(stream_id, turn)
         # The reader is there before its task runs, so that a peer that is gone by then still abandons its turn.
         reader = turn.log.deliver()
-        delivery = self._group.create_task(self._deliver(reader, create.stream_id))
-        self._deliveries.add(delivery)
-        delivery.add_done_callback(self._deliveries.discard)
-        delivery.add_done_callback(lambda _: reader.leave())
+        self._spawn(self._deliver(turn, reader)).add_done_callback(lambda _: reader.leave())
+
+    def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        task = self._group.create_task(work)
+        self._deliveries.add(task)
+        task.add_done_callback(self._deliveries.discard)
+        return task
 
     def _warm(self, stream_id: str | None, turn: Turn) -> None:
         """Remember a warm-up for as long as it runs, so that its prefill can be stopped."""
@@ -123,16 +299,24 @@ class Socket:
         self._warmed[stream_id] = turn
         turn.task.add_done_callback(forget)
 
-    async def _deliver(self, reader: LogReader, stream_id: str | None) -> None:
+    async def _deliver(self, turn: Turn, reader: LogReader) -> None:
         """Write one turn's events, then let its lane go on."""
+        stream_id = turn.request.stream_id
         with suppress(ClientGone):
             try:
                 while events := await reader.read():
                     await self._write([frame(event, stream_id) for event in events])
             except ProtocolError as refusal:
                 await self._refuse(refusal, stream_id)
-            self._connection.end_turn(stream_id)
+            del self._turns[stream_id]
+            self._connection.end_turn(stream_id, await self._successor(turn))
             await self._start_turns()
+
+    # What goes out.
+
+    async def _tell(self, event_type: str, number: int, fields: Event, stream_id: str | None) -> None:
+        event = msgspec.json.encode({"type": event_type, "sequence_number": number, **fields})
+        await self._write([frame(event, stream_id)])
 
     async def _refuse(self, error: ProtocolError, stream_id: str | None) -> None:
         await self._write([msgspec.json.encode(error.frame(stream_id))])
@@ -143,3 +327,24 @@ class Socket:
         except (OSError, RuntimeError):
             # uvicorn raises the one when the peer has gone, the other once it has closed the socket itself.
             raise ClientGone from None
+
+
+def continued(request: TurnRequest, response_id: str) -> Start:
+    """The create of a successor that starts by itself: its settings are the response's own, its input is what waits."""
+    create = request.create
+    assert isinstance(create, SocketCreate), "only a socket's responses are steered"
+    return Start(msgspec.structs.replace(create, previous_response_id=response_id, input=None), request.body)
+
+
+def _goes_on(response: Event) -> bool:
+    """Whether a response that was steered has a successor: not one that failed, nor one that the client cancelled."""
+    details: Event = response["incomplete_details"] or {}
+    return response["status"] != "failed" and details.get("reason") != "cancelled"
+
+
+def _too_old(seconds: float) -> ProtocolError:
+    message = (
+        f"Responses websocket connection limit reached ({seconds / 60:g} minutes). "
+        "Create a new websocket connection to continue."
+    )
+    return ProtocolError("websocket_connection_limit_reached", message)

@@ -14,6 +14,7 @@ from openline.protocol.errors import ProtocolError
 from openline.protocol.events import Create, read_input
 from openline.protocol.fold import Event
 from openline.protocol.response import opening_response
+from openline.protocol.steering import Steered
 from openline.state.cache import Anchor, ConnectionCache
 from openline.state.context import EMPTY, ContextNode
 from openline.state.conversation import find_anchor
@@ -27,6 +28,7 @@ class Parts(msgspec.Struct, frozen=True):
         unix_time: the wall clock, in seconds, for `created_at`.
         new_id: makes an unguessable id with a prefix.
         created_wait_seconds_max: how long `response.created` may wait for the upstream's acceptance.
+        keepalive_seconds: after so long without an event a turn says that it still runs.
     """
 
     router: Router
@@ -35,6 +37,7 @@ class Parts(msgspec.Struct, frozen=True):
     unix_time: Callable[[], float]
     new_id: Callable[[str], str]
     created_wait_seconds_max: float
+    keepalive_seconds: float
 
 
 class TurnRequest(msgspec.Struct, frozen=True):
@@ -45,6 +48,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
         cache: its connection's memory; None over HTTP.
         stream_id: its lane; None is the default lane.
         transport: how the client reads the turn.
+        steers: steered into its parent, and now before its own input.
     """
 
     owner: str
@@ -54,6 +58,7 @@ class TurnRequest(msgspec.Struct, frozen=True):
     transport: Literal["websocket", "sse", "json"]
     cache: ConnectionCache | None = None
     stream_id: str | None = None
+    steers: tuple[Steered, ...] = ()
 
 
 class Bound(msgspec.Struct, frozen=True):
@@ -82,7 +87,8 @@ async def bind(request: TurnRequest, parts: Parts) -> Bound:
     """
     create = request.create
     parent = await _find_parent(request, parts.store)
-    context = (parent.node if parent else EMPTY).extend(read_input(create))
+    steered = [item for steer in request.steers for item in steer.items]
+    context = (parent.node if parent else EMPTY).extend([*steered, *read_input(create)])
     context.open_calls.require_none()
     if context.depth == 0 and create.generates and not create.instructions:
         raise ProtocolError("missing_required_parameter", "'input' is missing: expected text or items.", param="input")

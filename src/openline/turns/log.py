@@ -111,6 +111,11 @@ class TurnLog:
         self.ended = True
         self._wake()
 
+    @property
+    def is_writable(self) -> bool:
+        """Whether the delivering reader is less than its whole window behind."""
+        return self._window is None or self._window.is_open
+
     async def writable(self) -> None:
         """Wait while the delivering reader is its whole window behind."""
         if self._window is not None and not self._window.is_open:

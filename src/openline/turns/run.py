@@ -4,81 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final
 
-import msgspec
-
 from openline.observe import TurnDetails
 from openline.protocol.builder import Builder
-from openline.protocol.deltas import Delta, Ended, Usage
+from openline.protocol.deltas import Ended, Usage
 from openline.protocol.errors import ProtocolError
-from openline.protocol.fold import Event
 from openline.protocol.states import IllegalTransition
 from openline.turns.bind import Bound, Parts, TurnRequest, bind
 from openline.turns.keep import evict_failed_parent, keep
 from openline.turns.log import TurnLog
+from openline.turns.turn import Turn
+from openline.turns.writer import Writer
 
 _log: Final = logging.getLogger("openline.turns")
-_encoder: Final = msgspec.json.Encoder()
 
 
 def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class _Writer:
-    """Builds a turn's events and writes them into its log."""
-
-    def __init__(self, log: TurnLog, builder: Builder) -> None:
-        self.log = log
-        self.builder = builder
-        self.opened_at: float | None = None
-
-    def open(self) -> None:
-        """`response.created` and `response.in_progress`, once."""
-        if self.opened_at is None:
-            self.opened_at = _now()
-            self.log.append([_encoder.encode(event) for event in self.builder.open()])
-
-    async def write(self, deltas: Sequence[Delta]) -> None:
-        """The events of one read from the upstream, in one write; waits while the client is its window behind."""
-        self.open()
-        if deltas:
-            self.log.append([_encoder.encode(event) for event in self.builder.apply(deltas)])
-            await self.log.writable()
-
-    def end(self, response: Event) -> None:
-        """The terminal event, with the response that has been kept."""
-        self.open()
-        self.log.append([_encoder.encode(event) for event in self.builder.announce(response)], last=response)
-
-
-async def run_turn(request: TurnRequest, log: TurnLog, parts: Parts) -> None:
+async def run_turn(turn: Turn, parts: Parts) -> None:
     """Run one create from its parent to its terminal event, or to its refusal.
 
-    Cancelling it ends the response as incomplete, reason `cancelled`, and keeps what
-    there is of it.
+    Cancelling it ends the response as incomplete, for the reason that `Turn.stop` was given, and keeps
+    what there is of it.
     """
+    request, log = turn.request, turn.log
     started_at = _now()
     bound: Bound | None = None
-    writer: _Writer | None = None
+    writer: Writer | None = None
     error: ProtocolError | None = None
     try:
         bound = await bind(request, parts)
         log.dropped_tools = bound.generation.dropped_tools
-        writer = _Writer(log, Builder(bound.response, parts.new_id, timings=request.create.wants_timings))
+        writer = turn.writer = _writer(request, log, bound, parts)
         await _generate(request, bound, writer, parts)
     except asyncio.CancelledError:
         if writer is not None and writer.builder.ended is None:
-            writer.builder.apply([Ended("cancelled")])
+            writer.builder.apply([Ended(turn.stop_reason)])
     except ProtocolError as refused_or_failed:
         error = refused_or_failed
     except Exception:  # noqa: BLE001 - whatever it is, the turn must end
         error = _defect(request)
     if bound is None or writer is None or (error is not None and _shows_nothing(request, writer)):
-        error = error or ProtocolError("internal_error", "The turn was stopped before it started.")
+        error = error or ProtocolError("request_cancelled", "The request was cancelled before it started.")
         evict_failed_parent(request)
         log.refuse(error)
     else:
@@ -88,7 +59,12 @@ async def run_turn(request: TurnRequest, log: TurnLog, parts: Parts) -> None:
         await _prefill(bound)
 
 
-async def _generate(request: TurnRequest, bound: Bound, writer: _Writer, parts: Parts) -> None:
+def _writer(request: TurnRequest, log: TurnLog, bound: Bound, parts: Parts) -> Writer:
+    builder = Builder(bound.response, parts.new_id, timings=request.create.wants_timings)
+    return Writer(log, builder, parts.keepalive_seconds if request.transport != "json" else None)
+
+
+async def _generate(request: TurnRequest, bound: Bound, writer: Writer, parts: Parts) -> None:
     if not request.create.generates:
         await writer.write([Usage(), Ended()])
         return
@@ -100,6 +76,8 @@ async def _generate(request: TurnRequest, bound: Bound, writer: _Writer, parts: 
         async with aclosing(bound.generation.stream()) as batches:
             async for deltas in batches:
                 await writer.write(deltas)
+                if writer.builder.yielded:
+                    break
     except IllegalTransition as broken:
         _log.warning("upstream %s broke the protocol: %s", bound.upstream, broken)
         message = f"Upstream '{bound.upstream}' sent an event that cannot stand where it came."
@@ -131,13 +109,13 @@ async def _prefill(bound: Bound) -> None:
         _log.info("the prefix of %s was not prefilled: %s", bound.response["id"], error.message)
 
 
-def _shows_nothing(request: TurnRequest, writer: _Writer) -> bool:
+def _shows_nothing(request: TurnRequest, writer: Writer) -> bool:
     """Whether an error can still be a refusal: before `response.created`, and for a plain JSON answer to its end."""
     return writer.opened_at is None or request.transport == "json"
 
 
 async def _keep_and_announce(
-    request: TurnRequest, bound: Bound, writer: _Writer, error: ProtocolError | None, parts: Parts
+    request: TurnRequest, bound: Bound, writer: Writer, error: ProtocolError | None, parts: Parts
 ) -> ProtocolError | None:
     """Keep the response, then let its terminal event be read: a client may chain from it at once."""
     writer.log.closing = True
@@ -169,7 +147,7 @@ def _details(
     request: TurnRequest,
     log: TurnLog,
     bound: Bound | None,
-    writer: _Writer | None,
+    writer: Writer | None,
     error: ProtocolError | None,
     started_at: float,
 ) -> TurnDetails:
