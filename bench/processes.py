@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-STARTED_SECONDS_MAX: Final = 20.0
+STARTED_SECONDS_MAX: Final = 120.0  # a model file that is loaded first
+ENDED_SECONDS_MAX: Final = 10.0
 
 
 def free_port() -> int:
@@ -27,7 +28,10 @@ def running(*command: str) -> Iterator[subprocess.Popen[bytes]]:
         yield process
     finally:
         process.terminate()
-        process.wait(10)
+        try:
+            process.wait(ENDED_SECONDS_MAX)
+        finally:
+            process.kill()  # nothing where it has ended
 
 
 def wait_for(port: int, process: subprocess.Popen[bytes]) -> None:

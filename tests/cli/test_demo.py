@@ -2,18 +2,16 @@
 
 import io
 import json
-import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import urllib.request
-from contextlib import contextmanager
 
 import pytest
 from rich.console import Console
 
+from commands import read_until, running
 from local_engine import needs_local
 from openline.cli.agent_loop import Event, Question, Received, Run, Turn, TurnFailed, agent_loop
 from openline.cli.demo_tables import ROWS, comparison, notes, ratio, turn_by_turn
@@ -24,19 +22,9 @@ SECONDS_MAX = 60
 SCRIPTED = ("--upstream", "scripted:")
 
 
-@contextmanager
 def demo(folder, *arguments, **environ):
-    """The running command, whose temporary files go to `folder`; it is gone afterwards."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENLINE_")}
-    command = [sys.executable, "-m", "openline", "demo", *arguments]
-    environment |= {"TMPDIR": str(folder), "TEMP": str(folder), "PYTHONUTF8": "1", "COLUMNS": "80", **environ}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+    """The running command, whose temporary files go to `folder`."""
+    return running("demo", *arguments, TMPDIR=str(folder), TEMP=str(folder), **environ)
 
 
 def row(output, label):
@@ -95,7 +83,7 @@ class TestCommand:
     def test_serves_on_until_it_is_told_to_stop(self, tmp_path, sent):
         """After the table the server answers at the address shown; a signal ends it and the demo with exit code 0."""
         with demo(tmp_path, "--turns", "2", *SCRIPTED) as process:
-            shown = read_until(process.stdout, "Ctrl-C stops it")
+            shown = read_until(process, "Ctrl-C stops it")
             base_url = re.search(r"listens on (\S+)", shown)[1]
             with urllib.request.urlopen(f"{base_url}/models", timeout=SECONDS_MAX) as answer:
                 assert json.load(answer)["object"] == "list"
@@ -120,6 +108,14 @@ class TestCommand:
         assert "Traceback" not in errors
         assert list(tmp_path.iterdir()) == []
 
+    def test_more_turns_than_the_tiny_model_has_room_for_are_refused(self, tmp_path):
+        """Before anything is measured: both loops share its cache, and each would push out the other's prompt."""
+        with demo(tmp_path, "--once", "--upstream", "gguf:tiny", "--turns", "33") as process:
+            output, errors = process.communicate(timeout=SECONDS_MAX)
+        assert (process.returncode, output) == (1, "")
+        assert "--turns is 33" in errors
+        assert "room for 32" in errors
+
     def test_a_turn_that_fails_is_named(self, tmp_path):
         """The error's code and message are printed, and the exit code is 1."""
         with demo(tmp_path, "--once", "--model", "nobody", *SCRIPTED) as process:
@@ -127,15 +123,6 @@ class TestCommand:
         assert process.returncode == 1
         assert "openline: model_not_found: The requested model 'nobody' does not exist" in errors
         assert "Traceback" not in errors
-
-
-def read_until(stream, text):
-    lines = []
-    for line in stream:
-        lines.append(line)
-        if text in line:
-            return "".join(lines)
-    raise AssertionError(f"{text!r} never came: {''.join(lines)}")
 
 
 def accepts_connections(base_url):
@@ -281,11 +268,13 @@ class TestComparison:
         """The same work takes one time or another by chance: it carries no ratio, the bytes do."""
         runs = run_of(400, 400, milliseconds=50.0), run_of(100, 100, milliseconds=20.0)
         lines = {
-            line.strip().partition("  ")[0]: line
+            line.strip().partition("  ")[0]: line.rstrip()
             for line in drawn(comparison(runs, "m", is_simulated=False)).splitlines()
         }
         assert "less" not in lines["time, all turns"] + lines["prefill, all turns"]
         assert "4.0\N{MULTIPLICATION SIGN} less" in lines["sent, all turns"]
+        assert lines["prefill, all turns"].endswith("engine's")
+        assert lines["the rest, median turn"].endswith("measured")
         assert "prefill" not in drawn(comparison((run_of(1), run_of(1)), "m", is_simulated=False))
 
     @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import io
 import json
-import os
 import socket
+import struct
 import subprocess
 import sys
 from contextlib import asynccontextmanager
@@ -16,6 +16,8 @@ import pytest
 from aiohttp import web
 from rich.console import Console
 
+from commands import environment
+from local_engine import needs_local
 from openline.cli.checks import Report, examine, look
 from openline.cli.doctor import table
 from openline.config import UpstreamSettings
@@ -30,6 +32,7 @@ class Model:
         self.faults = faults
         self.prefixes: set[str] = set()
         self.tokens = 0
+        self.allowed: list[int] = []  # tokens, of each turn
 
     async def models(self, _: web.Request) -> web.Response:
         if "loading" in self.faults:
@@ -55,6 +58,7 @@ class Model:
 
     def chunks(self, body: dict[str, Any]) -> list[dict[str, Any]]:
         text = body["messages"][-1]["content"]
+        self.allowed.append(body["max_tokens"])
         if "tools" in body:
             deltas = self.calls(2 if "Rome" in text and "one call" not in self.faults else 1)
         else:
@@ -121,7 +125,9 @@ async def test_good_upstream_has_nothing_wrong():
     assert [(finding.check, finding.level) for finding in report.findings] == [(check, "ok") for check in told + tried]
     assert all(not finding.remedy for finding in report.findings)
     assert report.is_good
-    assert model.tokens < 50
+    assert report.tried == "m"
+    assert model.tokens < 60
+    assert min(model.allowed) >= 16, "the least that OpenAI's Responses API takes"
 
 
 FAULTS = {
@@ -172,6 +178,48 @@ async def test_named_model_is_tried():
     assert "prefix cache" in [finding.check for finding in report.findings]
 
 
+@needs_local
+async def test_the_tiny_model_is_tried_as_what_calls_any_tool(monkeypatch, tmp_path):
+    """The first that it lists calls nothing but a shell; the report says which one was tried."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    report = await examine(UpstreamSettings(kind="gguf", url="tiny"))
+    levels = {finding.check: finding.level for finding in report.findings}
+    assert levels.pop("parallel calls") == "warn"
+    assert set(levels.values()) == {"ok"}
+    assert "tool call" in levels
+    assert report.tried == "tiny-tools-3"
+
+
+@pytest.fixture
+def small_gguf(tmp_path):
+    """A file that says it is a model, with a context too short for an agent."""
+
+    def text(value):
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    architecture = text("general.architecture") + struct.pack("<I", 8) + text("llama")
+    window = text("llama.context_length") + struct.pack("<II", 4, 2048)
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 2) + architecture + window)
+    return UpstreamSettings(kind="gguf", url=str(path))
+
+
+async def test_a_model_that_cannot_be_loaded_is_a_finding(monkeypatch, small_gguf):
+    """With the reason; other upstreams are still tried."""
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    report = await examine(small_gguf)
+    assert [finding.level for finding in report.findings] == ["ok", "ok", "warn", "bad"]
+    assert (report.findings[-1].check, report.tried) == ("loading", "")
+    assert "pip install 'openline[local]'" in report.findings[-1].says
+
+
+async def test_a_model_in_this_process_has_no_servers_remedies(small_gguf):
+    """Nobody started a llama-server, so its options do not help."""
+    (window,) = [finding for finding in (await look(small_gguf)).findings if finding.level != "ok"]
+    assert "`context_tokens`" in window.remedy
+    assert "llama-server" not in window.remedy
+
+
 @pytest.mark.parametrize("width", [80, 120])
 def test_table_fits_the_terminal(width):
     """Long findings and remedies are wrapped under their check."""
@@ -188,10 +236,9 @@ def test_table_fits_the_terminal(width):
 
 
 def command(*arguments: str) -> tuple[int, str, str]:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENLINE_")}
     done = subprocess.run(
         [sys.executable, "-m", "openline", "doctor", *arguments],
-        env=environment | {"PYTHONUTF8": "1", "COLUMNS": "80"},
+        env=environment(),
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -5,20 +5,19 @@ What cannot be used is one clear line that names the field, exit code 2, and no 
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
+from commands import serving
 from local_engine import needs_local
 from openline.cli import app
 
+STOP_SECONDS_MAX = 30
 SCRIPTED = ["--upstream", "scripted:", "--store", "none", "--port", "0"]
 
 
@@ -76,38 +75,26 @@ def test_an_environments_proxy_that_is_no_url_is_said_without_its_value():
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_it_says_where_it_listens_and_ends_with_0_when_told_to(stop: signal.Signals):
     """The lines can be pasted as they are: they name the address and a model that is served."""
-    command = [sys.executable, "-m", "openline", "serve", *SCRIPTED]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        while "supports_websockets" not in said:
-            said += process.stdout.readline()
+    with serving("--upstream", "scripted:") as (process, said):
         process.send_signal(stop)
-        rest, errors = process.communicate(timeout=10)
+        _, errors = process.communicate(timeout=STOP_SECONDS_MAX)
     assert process.returncode == 0, errors
     assert "Traceback" not in errors
     address = re.search(r"listens on (http://127\.0\.0\.1:\d+/v1)", said)
     assert address is not None
     assert said.count(address[1]) == 3
-    assert 'model = "scripted-text"' in said + rest
+    assert 'model = "scripted-text"' in said
 
 
 @needs_local
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_model_in_this_process_ends_with_it(stop: signal.Signals, tmp_path: Path):
     """llama.cpp's threads and port are gone with exit code 0, and it says nothing of its own meanwhile."""
-    command = [sys.executable, "-m", "openline", "serve", "--upstream", "gguf:tiny", "--store", "none", "--port", "0"]
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path)}
-    with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        while "supports_websockets" not in said:
-            said += process.stdout.readline()
+    with serving("--upstream", "gguf:tiny", XDG_CACHE_HOME=str(tmp_path)) as (process, said):
         process.send_signal(stop)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=STOP_SECONDS_MAX)
     assert (process.returncode, errors) == (0, "")
+    assert "behind it: tiny (gguf, llama.cpp)" in said
     assert 'model = "tiny-shell-5"' in said
 
 
@@ -115,15 +102,10 @@ def test_a_dead_upstream_does_not_keep_it_from_starting():
     """`openline serve` starts all the same, and says that nothing answers behind it."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
-        dead = f"chat:http://127.0.0.1:{nobody.getsockname()[1]}/v1"
-    command = [sys.executable, "-m", "openline", "serve", "--upstream", dead, "--store", "none", "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        said = ""
-        while "supports_websockets" not in said:
-            said += process.stdout.readline()
+        dead = f"http://127.0.0.1:{nobody.getsockname()[1]}/v1"
+    with serving("--upstream", f"chat:{dead}") as (process, said):
         process.terminate()
-        process.communicate(timeout=10)
+        process.communicate(timeout=STOP_SECONDS_MAX)
     assert process.returncode == 0
     assert "listens on" in said
-    assert dead.removeprefix("chat:") in said
+    assert f"at {dead}" in said

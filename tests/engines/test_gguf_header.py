@@ -71,6 +71,8 @@ def test_a_file_cut_anywhere_is_said_to_be_cut(header_of):
         (gguf(key("x", 99, b"")), "a value of type 99"),
         (gguf(key("x", 9, struct.pack("<IQ", 9, 1))), "a value of type 9"),
         (gguf(key("x", 8, struct.pack("<Q", 1 << 60))), "a text of"),
+        (gguf(key("x", 9, struct.pack("<IQ", 6, 1 << 62))), "a list of"),
+        (gguf(key("x", 9, struct.pack("<IQQ", 8, 1, (1 << 64) - 1))), "a list of"),
     ],
 )
 def test_what_cannot_be_read_is_named(header_of, content, says):

@@ -16,12 +16,13 @@ from typing import Any, Final, Literal, cast
 
 import msgspec
 
-from openline.config import ServerKind, UpstreamSettings
+from openline.config import ConfigError, ServerKind, UpstreamSettings
 from openline.engines.chat import ChatEngine
 from openline.engines.engine import Engine, EngineRequest, Model
-from openline.engines.opening import open_engine
+from openline.engines.opening import load_model, open_engine
 from openline.engines.profiles import KINDS
 from openline.engines.scripted import ScriptedEngine
+from openline.engines.tiny import TOOLS_MODEL, TinyEngine
 from openline.protocol.deltas import (
     CallDelta,
     CallStarted,
@@ -40,6 +41,7 @@ _TURN_SECONDS_MAX: Final = 90.0  # a model that is still to be loaded takes its 
 _AGENT_TOKENS: Final = 32_768  # an agent's instructions and tools take 10 000 of them before it has done anything
 _TEXT_TOKENS: Final = 48
 _CALL_TOKENS: Final = 400  # models that think do so before they call
+_CACHE_TOKENS: Final = 16  # OpenAI's Responses API takes no fewer
 _PREFIX_LINES: Final = 150  # about 2000 tokens: long enough to see whether a second reading is faster
 _FASTER: Final = 0.6
 _MARKUP: Final = re.compile(r"<tool_call|<\|tool|\[TOOL_CALLS\]|<function=|\"arguments\"\s*:")
@@ -68,6 +70,7 @@ _PREFIX_CACHES: Final = {
     "sglang": "SGLang has it without --disable-radix-cache, and shows it with --enable-cache-report.",
     "llama.cpp": "llama-server has it unless --no-cache-prompt is set.",
 }
+_OWN_WINDOW: Final = "Set `context_tokens` in [[upstreams]]; above what the model was trained with it does not go."
 _WINDOWS: Final = {
     "vllm": "vLLM: --max-model-len.",
     "sglang": "SGLang: --context-length.",
@@ -96,11 +99,18 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct):
-    """What was found of one upstream."""
+    """What was found of one upstream.
+
+    Attributes:
+        runs_here: it is a model in this process, so that there is no server to be started in another way.
+        tried: the model that was tried; empty if none was.
+    """
 
     upstream: str
     url: str
     kind: ServerKind = "generic"
+    runs_here: bool = False
+    tried: str = ""
     models: list[Model] = []
     findings: list[Finding] = []
 
@@ -109,7 +119,9 @@ class Report(msgspec.Struct):
         self.findings = [*self.findings, Finding(check, level, says, remedy)]
 
     def remedy(self, remedies: Mapping[str, str]) -> str:
-        """Of these the one for this kind of server, or all where that is not known."""
+        """Of these the one for this kind of server, or all where it is not known; none for a model in this process."""
+        if self.runs_here:
+            return ""
         return " ".join(remedies.values()) if self.kind == "generic" else remedies.get(self.kind, "")
 
     @property
@@ -128,19 +140,21 @@ async def examine(settings: UpstreamSettings, model: str | None = None) -> Repor
 
     Args:
         settings: the upstream's.
-        model: which model to try; the first that it lists if None.
+        model: which model to try; if None, the first that it lists, and of the tiny ones that which calls any tool.
     """
     return await _with_engine(settings, model, examined=True)
 
 
 async def _with_engine(settings: UpstreamSettings, model_id: str | None, *, examined: bool) -> Report:
-    report = Report(settings.label, settings.url, "llama.cpp" if settings.kind == "gguf" else "generic")
+    runs_here = settings.kind == "gguf"
+    report = Report(settings.label, settings.url, "llama.cpp" if runs_here else "generic", runs_here=runs_here)
     engine = open_engine(settings, show_detail=True)
     try:
         model = await _reach(engine, report, model_id)
         if settings.kind == "scripted":
             report.add("engine", "ok", "It follows a script and has no model: there is nothing to try.")
-        elif model is not None and examined:
+        elif model is not None and examined and _loads(engine, report):
+            report.tried = model.id
             await _examine(engine, model, report)
     finally:
         await engine.close()
@@ -165,6 +179,8 @@ async def _reach(engine: Engine, report: Report, model_id: str | None) -> Model 
         report.add("models", "ok", names)
     if isinstance(engine, ChatEngine):
         await _tell_kind(engine, report)
+    if model_id is None and isinstance(engine, TinyEngine):
+        model_id = TOOLS_MODEL  # the first one calls nothing but a shell
     if model_id is None and not report.models:
         return None
     model = next((model for model in report.models if model_id in {None, model.id}), Model(model_id or ""))
@@ -197,7 +213,8 @@ def _tell_window(model: Model, report: Report) -> None:
         remedy = "Clients guess; tell them what you know, Codex by `model_context_window` in its config.toml."
         report.add("context window", "warn", f"The upstream does not tell that of '{model.id}'.", remedy)
     elif window < _AGENT_TOKENS:
-        report.add("context window", "warn", f"{window} tokens: short for an agent.", report.remedy(_WINDOWS))
+        remedy = _OWN_WINDOW if report.runs_here else report.remedy(_WINDOWS)
+        report.add("context window", "warn", f"{window} tokens: short for an agent.", remedy)
     else:
         report.add("context window", "ok", f"{window} tokens")
 
@@ -213,6 +230,16 @@ def _remedy_of(error: ProtocolError) -> str:
 
 
 # What it does.
+
+
+def _loads(engine: Engine, report: Report) -> bool:
+    """Load a model that runs in this process first, so that this is not taken for its first turn's time."""
+    try:
+        load_model(engine)
+    except ConfigError as error:
+        report.add("loading", "bad", str(error))
+        return False
+    return True
 
 
 class Tried(msgspec.Struct):
@@ -233,7 +260,7 @@ class Tried(msgspec.Struct):
 async def _examine(engine: Engine, model: Model, report: Report) -> None:
     spoken = await _try(engine, model, "Count from 1 to 12 in digits, with blanks between.", _TEXT_TOKENS)
     if spoken.error is not None:
-        report.add("a turn", "bad", spoken.error.message)
+        report.add("a turn", "bad", spoken.error.message, _remedy_of(spoken.error))
         return
     _tell_streaming(spoken, report)
     await _tell_calls(engine, model, spoken, report)
@@ -280,7 +307,7 @@ def _tell_call(tried: Tried, report: Report) -> bool:
     else:
         name, arguments = tried.calls[0]
         whole = "its arguments stream" if tried.call_pieces > 1 else "in one piece"
-        report.add("tool call", "ok", f"{name}({arguments.strip()[:40]}), {whole}")
+        report.add("tool call", "ok", f"{name}({' '.join(arguments.split())[:40]}), {whole}")
         return True
     return False
 
@@ -298,8 +325,8 @@ async def _tell_cache(engine: Engine, model: Model, report: Report) -> None:
     """Whether a prefix that it has read is read again; new to it the first time, whatever it cached before."""
     lines = (f"{secrets.token_hex(8)} is line {number}." for number in range(_PREFIX_LINES))
     prefix = "Remember these lines.\n" + "\n".join(lines)
-    first = await _try(engine, model, "Say yes.", 1, instructions=prefix)
-    second = await _try(engine, model, "Say no.", 1, instructions=prefix)
+    first = await _try(engine, model, "Say yes.", _CACHE_TOKENS, instructions=prefix)
+    second = await _try(engine, model, "Say no.", _CACHE_TOKENS, instructions=prefix)
     error = first.error or second.error
     if error is not None:
         level: Level = "warn" if error.code == "context_length_exceeded" else "bad"

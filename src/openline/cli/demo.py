@@ -35,9 +35,10 @@ _NO_TINY: Final = (
     "llama.cpp is not installed here, so the scripted engine answers, which has no model: pip install 'openline[local]' "
     "brings the tiny model of this demo, where its wheel exists."
 )
-_START_SECONDS_MAX: Final = 30.0  # a slow disk under a first start; usually it is half a second
+_START_SECONDS_MAX: Final = 600.0  # a large model file on a slow disk; usually it is half a second
 _STOP_SECONDS_MAX: Final = 10.0
 _OUTPUT_LINES_MAX: Final = 500
+_TINY_CALLS_MAX: Final = 32  # in each loop: both share one KV cache, and above it each would push out the other's
 _NO_TIMEOUT: Final = ClientTimeout(total=None)  # the agent loop has its own
 _LISTENS: Final = re.compile(r"listens on (https?://\S+)")
 
@@ -68,7 +69,9 @@ def demo(
 ) -> None:
     """Compare an agent loop over HTTP with one over WebSocket, on a server of its own; then keep serving."""
     try:
-        asyncio.run(_demo(upstream or [_own_upstream()], model, turns, port, once=once))
+        upstreams = upstream or [_own_upstream()]
+        _check_room(upstreams, turns)
+        asyncio.run(_demo(upstreams, model, turns, port, once=once))
     except (DemoFailed, TurnFailed, ClientError) as error:
         _errors.print(f"[bold red]openline:[/] {escape(str(error))}")
         raise typer.Exit(1) from None
@@ -83,6 +86,12 @@ def _own_upstream() -> str:
         return _TINY
     _console.print(escape(_NO_TINY))
     return _SCRIPTED
+
+
+def _check_room(upstreams: Sequence[str], calls: int) -> None:
+    if list(upstreams) == [_TINY] and calls > _TINY_CALLS_MAX:
+        room = f"the tiny model has room for {_TINY_CALLS_MAX} in each loop"
+        raise DemoFailed(f"--turns is {calls}: {room}. With --upstream {_SCRIPTED} there may be more.")
 
 
 async def _demo(upstreams: Sequence[str], model: str | None, calls: int, port: int, *, once: bool) -> None:

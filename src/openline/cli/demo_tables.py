@@ -20,6 +20,7 @@ class Row(msgspec.Struct, frozen=True):
     Attributes:
         compares: whether less of it is better; `per turn` where it compares although one loop made more turns.
         holds_engine: the engine's own time is in it, which is the same work over both and differs by chance.
+        told: by the engine, and not measured by the client.
     """
 
     label: str
@@ -27,6 +28,7 @@ class Row(msgspec.Struct, frozen=True):
     shown: Callable[[float], str]
     compares: Literal["no", "per loop", "per turn"] = "per loop"
     holds_engine: bool = False
+    told: bool = False
 
 
 def milliseconds(seconds: float) -> str:
@@ -86,19 +88,21 @@ ROWS: Final = (
     Row("received, all turns", lambda run: sum(turn.received_bytes for turn in run.turns), _kilobytes),
 )
 ENGINE_ROWS: Final = (
-    Row("prompt tokens, all turns", _prompt_tokens, _count, "no"),
-    Row("  of them cached", _cached_tokens, _count, "no"),
+    Row("prompt tokens, all turns", _prompt_tokens, _count, "no", told=True),
+    Row("  of them cached", _cached_tokens, _count, "no", told=True),
     Row(
         "prefill, all turns",
         lambda run: sum(turn.engine.prefill_seconds or 0 for turn in run.turns),
         milliseconds,
         "no",
+        told=True,
     ),
     Row(
         "generation, all turns",
         lambda run: sum(turn.engine.generation_seconds or 0 for turn in run.turns),
         milliseconds,
         "no",
+        told=True,
     ),
     Row("the rest, median turn", _rest, milliseconds, "per turn"),
 )
@@ -159,7 +163,7 @@ def comparison(runs: Sequence[Run], model: str, *, is_simulated: bool) -> Table:
             table.add_section()
         values = [row.figure(run) for run in runs]
         needs = "" if row.holds_engine and engine_rows else ratio(row, over_http, over_socket)
-        table.add_row(row.label, *map(row.shown, values), needs, "measured")
+        table.add_row(row.label, *map(row.shown, values), needs, "engine's" if row.told else "measured")
     if is_simulated:
         table.add_row("model's own time", "none", "none", "", "simulated")
     return table

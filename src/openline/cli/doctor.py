@@ -77,7 +77,8 @@ def table(report: Report) -> Group:
     for finding in report.findings:
         mark, style = _MARKS[finding.level]
         rows.add_row(Text(mark, style), finding.check, _words(finding))
-    title = Text.assemble((report.upstream, "bold"), f" at {report.url}" if report.url else "")
+    where = f" at {report.url}" if report.url not in {"", report.upstream} else ""
+    title = Text.assemble((report.upstream, "bold"), where, f", model {report.tried}" if report.tried else "")
     wrong = sum(finding.level == "bad" for finding in report.findings)
     odd = sum(finding.level == "warn" for finding in report.findings)
     return Group(Text(), title, rows, Text(_sum_of(wrong, odd), "red" if wrong else "green"))

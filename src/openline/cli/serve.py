@@ -151,7 +151,7 @@ def _print_started(config: Config, listening: socket.socket, reports: list[Repor
 
 def _print_upstream(upstream: UpstreamSettings, report: Report) -> None:
     """What stands behind, and of what was found only what is wrong or worth knowing."""
-    where = f" at {upstream.url}" if upstream.url else ""
+    where = f" at {upstream.url}" if upstream.url not in {"", upstream.label} else ""
     kind = f", {KINDS[report.kind].title}" if report.kind != "generic" else ""
     _console.print(f"  behind it: [bold]{escape(upstream.label)}[/] ({upstream.kind}{escape(where)}{kind})")
     names = ", ".join(model.id for model in offered(upstream, report.models)[:8])

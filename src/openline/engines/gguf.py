@@ -6,7 +6,9 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import msgspec
 
 from openline.config import ConfigError, UpstreamSettings
 from openline.engines.chat import ChatEngine, ChatGeneration
@@ -59,7 +61,7 @@ class GgufEngine:
         self.name = settings.label
         self._settings = settings
         self._spec = spec or f"gguf:{settings.url}"
-        self._path = Path(settings.url).expanduser()  # behind `gguf:` no shell reads a `~`
+        self._path = self._find_path()
         self._show_detail = show_detail
         self._seed = seed
         self._threads = threads
@@ -135,6 +137,12 @@ class GgufEngine:
         assert self._loaded is not None, "load has made it or raised"
         return self._loaded[1]
 
+    def _find_path(self) -> Path:
+        try:
+            return Path(self._settings.url).expanduser()  # behind `gguf:` no shell reads a `~`
+        except RuntimeError:
+            raise ConfigError(f"--upstream {self._spec}: there is no such home folder.") from None
+
     def _read_header(self) -> Header:
         """What the file says of itself: whether it is there and a model at all, before anything is started."""
         try:
@@ -175,17 +183,13 @@ class _SlotGeneration:
 
 def _private(settings: UpstreamSettings, llama: Llama) -> UpstreamSettings:
     """How its server is spoken to; what is not about where it is, is as configured."""
-    return _PrivateSettings(
-        kind="chat",
-        url=f"{llama.url}/v1",
-        name=settings.label,
-        profile="llama.cpp",
-        family=settings.family,
-        late_system_role=settings.late_system_role,
-        reasoning_field=settings.reasoning_field,
-        warmup=settings.warmup,
-        first_event_seconds_max=settings.first_event_seconds_max,
-        idle_seconds_max=settings.idle_seconds_max,
-        event_bytes_max=settings.event_bytes_max,
-        private_key=llama.key,
-    )
+    fields: dict[str, Any] = {
+        **msgspec.structs.asdict(settings),
+        "kind": "chat",
+        "url": f"{llama.url}/v1",
+        "name": settings.label,
+        "profile": "llama.cpp",
+        "ca_file": "",
+        "private_key": llama.key,
+    }
+    return _PrivateSettings(**fields)

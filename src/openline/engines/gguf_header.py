@@ -35,6 +35,7 @@ _SCALARS: Final = {
 }
 _KEYS_MAX: Final = 4096
 _STRING_BYTES_MAX: Final = 4 * 1024 * 1024  # a chat template is the longest, at some ten thousand
+_ARRAY_BYTES_MAX: Final = 1 << 40  # more than any file has: above it a position in the file has no number
 
 
 class Header(msgspec.Struct, frozen=True):
@@ -89,10 +90,17 @@ def _value(file: IO[bytes], kind: int) -> object:
     inner, count = _read(file, _UINT32), _read(file, _UINT64)
     if inner == _STRING:
         for _ in range(count):
-            file.seek(_read(file, _UINT64), 1)
+            _skip(file, _read(file, _UINT64))
     else:
-        file.seek(_scalar(inner).size * count, 1)
+        _skip(file, _scalar(inner).size * count)
     return None
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    """Go on behind so many bytes, which may be more than there are: the next read tells."""
+    if count > _ARRAY_BYTES_MAX:
+        raise BadGguf(f"its metadata cannot be read: they have a list of {count} bytes")
+    file.seek(count, 1)
 
 
 def _scalar(kind: int) -> Struct:

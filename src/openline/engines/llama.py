@@ -9,6 +9,7 @@ Source: xllamacpp, README, "Usage"; llama.cpp, tools/server/README.md.
 from __future__ import annotations
 
 import importlib
+import mmap
 import os
 import re
 import secrets
@@ -172,10 +173,17 @@ def _all_said(said: IO[bytes]) -> str:
     text = ""
     deadline = time.monotonic() + _SAID_SECONDS_MAX
     while "exiting due to" not in text and time.monotonic() < deadline:
-        said.seek(0)
-        text = said.read(_SAID_BYTES_MAX).decode(errors="replace")
+        text = _written(said).decode(errors="replace")
         time.sleep(0.001)
     return text
+
+
+def _written(file: IO[bytes]) -> bytes:
+    """How a file begins by now; read without its position, at which somebody may write meanwhile."""
+    if not os.fstat(file.fileno()).st_size:
+        return b""
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
+        return written[:_SAID_BYTES_MAX]
 
 
 def _reason(said: str) -> str:

@@ -23,14 +23,14 @@ _LOOK_SECONDS_MAX: Final = 1.0
 
 
 def open_engine(settings: UpstreamSettings, *, show_detail: bool) -> Engine:
-    """The engine for one upstream; nothing is asked of it yet.
+    """The engine for one upstream; nothing is asked of it yet, and no model is loaded.
 
     Args:
         settings: of the upstream.
         show_detail: whether clients may see the upstream's own words on errors.
 
     Raises:
-        ConfigError: a file that it names cannot be read.
+        ConfigError: a file that it names cannot be read, or the tiny model not be written.
     """
     match settings.kind:
         case "chat":
@@ -60,16 +60,25 @@ def load_models(router: Router) -> None:
         ConfigError: one of them cannot be loaded.
     """
     for upstream in router.upstreams:
-        if isinstance(upstream.engine, GgufEngine | TinyEngine):
-            upstream.engine.load()
+        load_model(upstream.engine)
+
+
+def load_model(engine: Engine) -> None:
+    """Load an engine's model, if that runs in this process.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    if isinstance(engine, GgufEngine | TinyEngine):
+        engine.load()
 
 
 async def find_local_upstream() -> tuple[str, UpstreamSettings] | None:
     """The first model server that answers on a usual loopback port, and what it usually is there."""
     found = await asyncio.gather(*(_look(port) for port in USUAL_PORTS.values()))
-    for (name, settings), answers in zip(((n, _at(p)) for n, p in USUAL_PORTS.items()), found, strict=True):
+    for (name, port), answers in zip(USUAL_PORTS.items(), found, strict=True):
         if answers:
-            return name, settings
+            return name, _at(port)
     return None
 
 

@@ -45,10 +45,12 @@ SHELL_COMMANDS: Final = (
 _SHELL_TOOLS: Final = frozenset({"exec_command", "shell_command", "shell", "bash", "Bash", "run_shell_command"})
 _COMMAND_FIELDS: Final = ("cmd", "command")
 
-_MODELS: Final = ("tiny-shell-5", "tiny-tools-20", "tiny-tools-3", "tiny-text")
+TOOLS_MODEL: Final = "tiny-tools-3"  # what calls whatever is offered
+# First the one that is safe in a coding agent, as clients and `serve` take the first.
+MODELS: Final = ("tiny-shell-5", "tiny-tools-20", TOOLS_MODEL, "tiny-text")
 _MODEL: Final = re.compile(r"tiny-(?:text|(tools|shell)-([0-9]{1,4}))\Z")
 _SEED: Final = 11
-_TOKENS_MAX: Final = 1024  # the schemas end earlier than this
+_TOKENS_MAX: Final = 4096  # the schemas end earlier than this, if arrays of arrays of arrays do not multiply
 # Two to seven letters a word, so that nobody takes it for language, and nothing breaks a terminal.
 _WORDS: Final[Schema] = {"type": "string", "pattern": "^([a-z]{2,7} ){4,9}[a-z]{2,7}$"}
 
@@ -88,7 +90,7 @@ class TinyEngine:
             path = tiny_model_path()
         except ImportError as error:
             raise ConfigError(f"--upstream gguf:{URL}: the model cannot be written: {error}. {INSTALL}") from None
-        except OSError as error:
+        except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home folder
             remedy = "Set XDG_CACHE_HOME to a folder that can be written"
             raise ConfigError(f"--upstream gguf:{URL}: the model cannot be written: {error}. {remedy}.") from None
         inner = msgspec.structs.replace(settings, url=str(path), name=self.name, context_tokens=CONTEXT_TOKENS)
@@ -111,7 +113,7 @@ class TinyEngine:
         """
         match = _MODEL.match(request.model)
         if match is None:
-            message = f"The requested model '{request.model}' does not exist: expected {', '.join(_MODELS)}."
+            message = f"The requested model '{request.model}' does not exist: expected {', '.join(MODELS)}."
             raise ProtocolError("model_not_found", message, param="model")
         seen = request.context.project(SeenProjection())
         call = None
@@ -132,7 +134,7 @@ class TinyEngine:
             ProtocolError: its server does not answer.
         """
         model = (await self._gguf.models())[0]
-        return [msgspec.structs.replace(model, id=name, owned_by=self.name) for name in _MODELS]
+        return [msgspec.structs.replace(model, id=name, owned_by=self.name) for name in MODELS]
 
     async def close(self) -> None:
         """Stop it and free the model."""
