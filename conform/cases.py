@@ -5,11 +5,37 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from install import CODEX, HERE, NODE, PYTHON
+from install import BUN, CODEX, HERE, NODE, OPENCODE, PYTHON, SUITE_HOME
 
 CASE_SECONDS_MAX = 120
 PLANNED = "planned"
 TINY = "tiny"
+
+# What a client does, and so how it is judged.
+LOOP = "loop"  # one conversation, with tools of its own
+SHELL = "shell"  # one conversation of a coding agent, with real commands
+LANES = "lanes"  # several conversations at once on one socket
+SUITE = "suite"  # tests that judge the server themselves
+
+# Of the Open Responses suite. Left out: what needs `POST /responses/compact` (compact-response, compact-missing-model,
+# websocket-compact-new-chain), and response-output-phase-schema, which sends nothing.
+SUITE_HTTP = (
+    "basic-response",
+    "assistant-phase",
+    "streaming-response",
+    "system-prompt",
+    "tool-calling",
+    "image-input",
+    "multi-turn",
+)
+SUITE_WEBSOCKET = (
+    "websocket-response",
+    "websocket-sequential-responses",
+    "websocket-continuation",
+    "websocket-reconnect-store-false-recovery",
+    "websocket-previous-response-not-found",
+    "websocket-failed-continuation-evicts-cache",
+)
 
 
 @dataclass(frozen=True)
@@ -18,21 +44,30 @@ class Case:
 
     `rounds` and `width` say how often the model calls tools, and how many at once. For Codex the model
     name decides which tools it offers: one that it does not know, one with a patch tool, one that reaches
-    its shell through a script tool. `chained` cases send increments, the others the whole conversation.
+    its shell through a script tool. `chained` cases send increments, the others the whole conversation; `warmed`
+    ones begin with a warm-up. `lanes` is how many conversations run at once, `tests` which tests of the suite.
     `engine` is who answers: the harness's own model server, `PLANNED`, or the tiny model in llama.cpp, `TINY`.
     """
 
     name: str
-    kind: str  # what must be installed: python, node or codex
+    task: str
+    kind: str  # what must be installed: python, node, codex, opencode or suite
     script: str
     mode: str
-    transport: str
     model: str
-    rounds: int
+    rounds: int = 0
     width: int = 1
+    lanes: int = 0
+    tests: tuple[str, ...] = ()
     patched: bool = False
     chained: bool = False
+    warmed: bool = False
     engine: str = PLANNED
+
+    @property
+    def transport(self) -> str:
+        """What the client must use."""
+        return "WebSocket" if self.mode.startswith("ws") else "HTTP"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -42,26 +77,41 @@ class Case:
     def command(self, base_url: str, model: str, python: str, scratch: Path) -> list[str]:
         """Return the command line; `python` runs what needs no client's own environment."""
         options = ["--base-url", base_url, "--model", model, "--mode", self.mode]
+        if self.kind == "node":
+            return ["node", str(NODE / self.script), *options]
+        script = [str(HERE / "clients" / self.script), *options]
+        home = ["--scratch", str(scratch / self.name)]
         match self.kind:
             case "python":
-                return [str(PYTHON), str(HERE / "clients" / self.script), *options]
-            case "node":
-                return ["node", str(NODE / self.script), *options]
+                return [str(PYTHON), *script]
+            case "codex":
+                return [python, *script, *home, "--codex", str(CODEX)]
+            case "opencode":
+                return [python, *script, *home, "--opencode", str(OPENCODE)]
             case _:
-                mine = ["--codex", str(CODEX), "--scratch", str(scratch / self.name)]
-                return [python, str(HERE / "clients" / self.script), *options, *mine]
+                return [python, *script, "--bun", str(BUN), "--suite", str(SUITE_HOME), "--tests", ",".join(self.tests)]
 
 
 def _sdk(name: str, kind: str, script: str, mode: str, model: str = "calls-20", *, chained: bool = False) -> Case:
     rounds, _, width = model.removeprefix("calls-").partition("x")
-    transport = "WebSocket" if mode.startswith("ws") else "HTTP"
-    return Case(name, kind, script, mode, transport, model, int(rounds), int(width or 1), chained=chained)
+    return Case(name, LOOP, kind, script, mode, model, int(rounds), int(width or 1), chained=chained)
+
+
+def _lanes(name: str, kind: str, script: str, mode: str = "ws") -> Case:
+    """Three lanes of two rounds each; the model answers when all three have asked."""
+    return Case(name, LANES, kind, script, mode, "calls-2-lanes-3", rounds=2, lanes=3)
+
+
+def _suite(name: str, mode: str, tests: tuple[str, ...]) -> Case:
+    """As model `calls-1`, which calls a tool where one is offered."""
+    return Case(name, SUITE, "suite", "open_responses.py", mode, "calls-1", tests=tests)
 
 
 def _codex(name: str, mode: str, model: str, *, patched: bool = False) -> Case:
-    transport = "WebSocket" if mode == "ws" else "HTTP"
-    rounds = 6 if patched else 5
-    return Case(name, "codex", "codex.py", mode, transport, model, rounds, patched=patched, chained=mode == "ws")
+    rounds, over_socket = 6 if patched else 5, mode == "ws"
+    return Case(
+        name, SHELL, "codex", "codex.py", mode, model, rounds, patched=patched, chained=over_socket, warmed=over_socket
+    )
 
 
 def _tiny(case: Case, model: str, rounds: int) -> Case:
@@ -84,12 +134,19 @@ CASES = (
     _sdk("openai-node-ws-parallel", "node", "openai_node.mjs", "ws", "calls-4x3", chained=True),
     _sdk("agents-node-http", "node", "agents_node.mjs", "http"),
     _sdk("agents-node-ws", "node", "agents_node.mjs", "ws"),
+    _sdk("pydantic-ai-ws", "python", "pydantic_agent.py", "ws", chained=True),
+    _lanes("openai-python-lanes", "python", "lanes_python.py"),
+    _lanes("openai-node-lanes", "node", "lanes_node.mjs"),
+    _lanes("pydantic-ai-lanes", "python", "pydantic_agent.py", "ws-lanes"),
+    _suite("open-responses-http", "http", SUITE_HTTP),
+    _suite("open-responses-ws", "ws", SUITE_WEBSOCKET),
     _codex("codex-http", "http", "shell"),
     _codex("codex-http-patch", "http", "gpt-5.5", patched=True),
     _codex("codex-http-script", "http", "gpt-6.1-sol"),
     _codex("codex-ws", "ws", "shell"),
     _codex("codex-ws-patch", "ws", "gpt-5.5", patched=True),
     _codex("codex-ws-script", "ws", "gpt-6.1-sol"),
+    Case("opencode-ws", SHELL, "opencode", "opencode.py", "ws", "shell", rounds=5),
     _tiny(_sdk("openai-python-sse", "python", "openai_python.py", "sse"), "tiny-tools-8", 8),
     _tiny(_sdk("openai-python-ws", "python", "openai_python.py", "ws", chained=True), "tiny-tools-8", 8),
     _tiny(_sdk("agents-python-http", "python", "agents_python.py", "http"), "tiny-tools-8", 8),

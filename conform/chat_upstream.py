@@ -8,6 +8,7 @@ The plan comes from the request:
 
 * model `calls-N` or `calls-NxM`: N rounds of one (or M parallel) tool calls, taking the offered tools in
   turn, then a text that quotes the last tool output. N and M count since the last user message.
+* model `calls-N-lanes-K`: the same, but every answer stops after its first piece until K of them are open.
 * any other model: if a shell is among the tools, the five commands of `SHELL_COMMANDS`, one a round, and a
   patch where the client offers `apply_patch`; then the text.
 
@@ -21,6 +22,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,10 +38,12 @@ SHELL_COMMANDS = (
     "wc -l notes.txt | tee count.txt",
 )
 PATCH = "*** Begin Patch\n*** Add File: patched.txt\n+by patch\n*** End Patch\n"
-SHELL_TOOLS = ("exec_command", "shell_command", "shell", "local_shell")
+SHELL_TOOLS = ("exec_command", "shell_command", "shell", "local_shell", "bash")
+PLAN = re.compile(r"calls-(\d+)(?:x(\d+))?(?:-lanes-(\d+))?")
 
 REQUESTS_MAX = 100  # of one case; a conversation that loses its context would never end
 REQUEST_BYTES_MAX = 64 * 1024 * 1024  # what the server under test takes at most in one message
+TOGETHER_SECONDS_MAX = 5  # that an answer waits for the others; a server that runs one turn at a time never brings them
 ARGUMENT_PIECE_CHARS = 7  # small enough to cut through names, numbers and escapes
 
 
@@ -57,13 +61,16 @@ class ChatUpstream:
     """The server; `requests` holds the body of every answered completion, `refused` the texts of the 400s.
 
     Requests for at most one token are kept apart in `warmups`: a server may send them to fill the prefix
-    cache of the model before the first turn.
+    cache of the model before the first turn. `together` counts the answers that were given while as many as
+    their model's name asks for were open.
     """
 
     requests: list[Json] = field(default_factory=list)
     warmups: list[Json] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)
+    together: int = 0
     url: str = ""
+    _gate: asyncio.Barrier | None = None
     _runner: web.AppRunner | None = None
 
     async def start(self, port: int = 0) -> str:
@@ -87,6 +94,7 @@ class ChatUpstream:
     def forget(self) -> None:
         """Start a new recording: the next case must not see the last one's requests."""
         self.requests, self.warmups, self.refused = [], [], []
+        self.together, self._gate = 0, None
 
     async def _models(self, _request: web.Request) -> web.Response:
         names = ("calls-20", "calls-4x3", "shell")
@@ -109,10 +117,26 @@ class ChatUpstream:
             return web.json_response(joined(chunks))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
-        for chunk in chunks:
+        for number, chunk in enumerate(chunks):
             await response.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
+            if number == 0:
+                await self._wait_for_lanes(body)
         await response.write(b"data: [DONE]\n\n")
         return response
+
+    async def _wait_for_lanes(self, body: Json) -> None:
+        """Wait until as many answers are open as the model's name asks for; after one that waits in vain, none does."""
+        plan = PLAN.fullmatch(body.get("model", ""))
+        if plan is None or plan[3] is None:
+            return
+        self._gate = self._gate or asyncio.Barrier(int(plan[3]))
+        with suppress(asyncio.BrokenBarrierError):
+            try:
+                async with asyncio.timeout(TOGETHER_SECONDS_MAX):
+                    await self._gate.wait()
+                self.together += 1
+            except TimeoutError:
+                await self._gate.abort()
 
 
 def misfit(messages: list[Json]) -> str | None:
@@ -160,7 +184,7 @@ def planned_calls(body: Json) -> list[Call]:
     if not functions or body.get("tool_choice") == "none":
         return []
     messages = body["messages"]
-    if plan := re.fullmatch(r"calls-(\d+)(?:x(\d+))?", body.get("model", "")):
+    if plan := PLAN.fullmatch(body.get("model", "")):
         rounds, width = int(plan[1]), int(plan[2] or 1)
         done = rounds_since_last_user(messages)
         return generic_calls(functions, done, width) if done < rounds else []
@@ -250,11 +274,12 @@ def javascript(command: str) -> str:
 
 def shell_arguments(shell: Json, command: str) -> Json:
     """Put a command line into the property that the shell tool has for it, as a string or as an argv."""
-    properties = shell.get("parameters", {}).get("properties", {})
+    parameters = shell.get("parameters", {})
+    properties = parameters.get("properties", {})
     key = "cmd" if "cmd" in properties else "command"
-    if properties.get(key, {}).get("type") == "array":
-        return {key: ["bash", "-lc", command]}
-    return {key: command}
+    others = {name: example(properties[name], name, 0) for name in parameters.get("required", []) if name != key}
+    argv = properties.get(key, {}).get("type") == "array"
+    return {**others, key: ["bash", "-lc", command] if argv else command}
 
 
 def final_text(body: Json) -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import groupby, pairwise
 from typing import Any
 
 from chat_upstream import SHELL_COMMANDS, planned_calls, text_of
+from relay import CREATE, Frame
 
 Json = dict[str, Any]
+Said = list[tuple[str, str]]  # a conversation, as roles and texts
 
 SHELL_OUTPUTS = ("created\n", "appended\n", "notes.txt\n", "one\ntwo\n", "2 notes.txt\n")
 SHELL_FILES = {
@@ -154,13 +156,167 @@ def transport_problems(transport: str, sockets: int, posts: int, responses: int)
         yield f"on the wire: {posts} HTTP requests and {sockets} WebSockets, not {responses} requests alone"
 
 
-def increment_problems(creates: list[bool]) -> Iterator[str]:
-    """Check that every create but the first continued a response; a client falls back to a full resend silently.
+def increment_problems(frames: list[Frame], turns: int) -> Iterator[str]:
+    """Check that each of the creates continued the response before it on the same socket, and sent nothing twice.
 
-    Codex does so when what it got back differs from what it keeps, in whatever field.
+    A client falls back to a full resend without a word: Codex does so when what it got back differs from what it
+    keeps, in whatever field.
     """
-    if creates and creates != [False] + [True] * (len(creates) - 1):
-        yield f"on the wire: only {sum(creates)} of {len(creates)} creates name a previous response"
+    creates = sum(event["type"] == CREATE for _, event in frames)
+    if creates != turns:
+        yield f"on the wire: {creates} creates, not {turns}"
+    latest: dict[int, str] = {}
+    sent: set[str] = set()
+    for socket, event in frames:
+        if event["type"] != CREATE:
+            latest[socket] = (event.get("response") or {}).get("id", "")
+            continue
+        parent = event.get("previous_response_id")
+        if parent != latest.get(socket):
+            yield f"on the wire: a create names {parent} as previous response, not {latest.get(socket)}"
+        items = event["input"] if isinstance(event["input"], list) else [event["input"]]
+        texts = {json.dumps(item, sort_keys=True) for item in items}
+        yield from (f"on the wire: sent twice: {quoted(text)}" for text in texts & sent)
+        sent |= texts
+
+
+def warm_up_problems(frames: list[Frame]) -> Iterator[str]:
+    """Check that the first create, and no other, asked for no output, and got none."""
+    creates = [event for _, event in frames if event["type"] == CREATE]
+    silent = [event.get("generate") is False for event in creates]
+    if silent != [True] + [False] * (len(creates) - 1):
+        yield f"on the wire: `generate` is false in {sum(silent)} of {len(creates)} creates, not in the first alone"
+    ends = [event for _, event in frames if event["type"] != CREATE]
+    if ends and (ends[0]["type"] != "response.completed" or ends[0]["response"]["output"]):
+        yield f"on the wire: the warm-up ended with {quoted(ends[0])}"
+
+
+def lanes_problems(result: Json, rounds: int) -> Iterator[str]:
+    """Check what a client said about its branches: each is a conversation, with tool calls after every prompt."""
+    for branch in result["branches"]:
+        name, said = branch["name"], branch["said"]
+        prompts = [role for role, _ in said].count("user")
+        if len(turns_of(said)) != prompts * (rounds + 1):
+            yield f"{name}: {len(turns_of(said))} turns, not {prompts * (rounds + 1)}"
+        elif not said[-1][1].endswith(said[-2][1]):
+            yield f"{name}: the closing text does not quote the last output: {quoted(said[-1][1])}"
+
+
+def lanes_wire_problems(frames: list[Frame], lanes: int) -> Iterator[str]:
+    """Check on the wire that turns of all lanes were open at once, and that each ended on its lane."""
+    running: set[str | None] = set()
+    most = 0
+    for _, event in frames:
+        lane = event.get("stream_id")
+        if (event["type"] == CREATE) == (lane in running):
+            yield f"on the wire: lane {lane} was {'' if lane in running else 'not '}in use at {quoted(event)}"
+        running ^= {lane}
+        most = max(most, len(running))
+    if most != lanes:
+        yield f"on the wire: at most {most} lanes were in use at once, not {lanes}"
+
+
+def lanes_context_problems(requests: list[Json], refused: list[str], together: int, result: Json) -> Iterator[str]:
+    """Check that the model saw the whole context of each branch, turn by turn, and answered all lanes at once."""
+    yield from refusal_problems(refused)
+    if together != len(requests):
+        yield f"only {together} of {len(requests)} answers were open at the same time as those of all other lanes"
+    seen: list[Json] = []
+    for branch in result["branches"]:
+        said = [(role, text) for role, text in branch["said"]]
+        whole = [request for request in requests if told(request) == said[:-1]]
+        if len(whole) != 1:
+            yield f"{branch['name']}: {len(whole)} requests hold its whole context: {quoted(said[:-1])}"
+            continue
+        messages = whole[0]["messages"]
+        line = [request for request in requests if request["messages"] == messages[: len(request["messages"])]]
+        if len(line) != len(turns_of(said)):
+            yield f"{branch['name']}: {len(line)} requests lead up to it, not {len(turns_of(said))}"
+        yield from growth_problems(line)
+        seen += [request for request in line if request not in seen]
+    if len(seen) != len(requests):
+        yield f"{len(requests) - len(seen)} requests belong to no branch"
+
+
+def turns_of(said: Said) -> Said:
+    """Return what stands for the turns of a conversation: each made one call, or closed with a text."""
+    return [(role, text) for role, text in said if role != "user"]
+
+
+def told(request: Json) -> Said:
+    """Return the conversation that the model was told, without instructions and calls."""
+    spoken = [(message["role"], text_of(message)) for message in request["messages"]]
+    return [(role, text) for role, text in spoken if text and role not in ("system", "developer")]
+
+
+def suite_problems(result: Json, tests: tuple[str, ...]) -> Iterator[str]:
+    """Check that every test ran, and report what the suite said of those that failed."""
+    for name in tests:
+        found = [test for test in result["tests"] if test["id"] == name]
+        if [test["status"] for test in found] != ["passed"]:
+            said = [error for test in found for error in test.get("errors") or [test["status"]]]
+            yield f"{name}: {' · '.join(said) or 'did not run'}"
+
+
+def suite_transport_problems(transport: str, sockets: int, posts: int, tests: int) -> Iterator[str]:
+    """Check on the wire that each test used its transport; some open two sockets."""
+    if transport == "WebSocket" and (sockets < tests or posts):
+        yield f"on the wire: {sockets} WebSockets and {posts} HTTP requests, for {tests} tests"
+    if transport == "HTTP" and (sockets or not posts):
+        yield f"on the wire: {sockets} WebSockets and {posts} HTTP requests, for {tests} tests"
+
+
+def suite_context_problems(requests: list[Json], refused: list[str], result: Json) -> Iterator[str]:
+    """Check that the model saw the whole conversation of each response; the suite itself accepts lost history."""
+    yield from refusal_problems(refused)
+    seen = [contents(request["messages"]) for request in requests]
+    whole: dict[str | None, Said] = {}  # conversations by the id of the response that ends them
+    for test, request, response in suite_turns(result["tests"]):
+        said = contents(messages_of(request["input"]))
+        if response.get("status") == "completed":
+            conversation = whole.get(request.get("previous_response_id"), []) + said
+            whole[response["id"]] = conversation + contents(messages_of(response["output"]))
+            if conversation not in seen:
+                yield f"{test}: the model never saw the whole conversation {quoted(conversation)}"
+        elif response.get("type") == "error" and said and any(other[-len(said) :] == said for other in seen):
+            yield f"{test}: what the server refused reached the model: {quoted(said)}"
+
+
+def suite_turns(tests: list[Json]) -> Iterator[tuple[str, Json, Json]]:
+    """Yield name, request and response of each turn of the tests that passed, but those that begin by compacting."""
+    for test in tests:
+        request, response = test.get("request"), test.get("response")
+        if test["status"] == "passed":
+            turns = zip(request, response, strict=True) if isinstance(request, list) else [(request, response)]
+            yield from ((test["id"], asked, answer) for asked, answer in turns if "input" in asked)
+
+
+def messages_of(items: str | list[Json]) -> list[Json]:
+    """Return the messages among the items of a request or a response."""
+    if isinstance(items, str):
+        return [{"role": "user", "content": items}]
+    return [item for item in items if item.get("type", "message") == "message"]
+
+
+def contents(messages: list[Json]) -> Said:
+    """Return the roles and contents of messages, images included, whichever API they are written for.
+
+    Messages of one role in a row count as one: the server joins those of the assistant for models that want it so.
+    """
+    turns = groupby(messages, key=lambda message: message["role"])
+    said = [
+        (role, [part for message in turn for part in parts_of(message.get("content") or "")]) for role, turn in turns
+    ]
+    return [(role, "\n".join(parts)) for role, parts in said]
+
+
+def parts_of(content: str | list[Json]) -> list[str]:
+    """Return the texts and the images' addresses in a content."""
+    if isinstance(content, str):
+        return [content]
+    images = [part.get("image_url") for part in content]
+    addresses = [image["url"] if isinstance(image, dict) else image for image in images]
+    return [address or part.get("text", "") for part, address in zip(content, addresses, strict=True)]
 
 
 def quoted(value: object) -> str:

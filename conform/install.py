@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +29,17 @@ PYTHON = HOME / "python" / "bin" / "python"
 NODE = HOME / "node"
 CODEX = NODE / "node_modules" / ".bin" / "codex"
 
+# Beside the other npm packages, since they are large: 350 MB and 100 MB.
+OPENCODE_PIN = "opencode-ai@1.18.33"
+OPENCODE_HOME = HOME / "opencode"
+OPENCODE = OPENCODE_HOME / "node_modules" / ".bin" / "opencode"
+
+BUN_PIN = "bun@1.4.5"
+SUITE_HOME = HOME / "openresponses"
+BUN = SUITE_HOME / "node_modules" / ".bin" / "bun"
+SUITE_VARIABLE = "OPENRESPONSES_DIR"
+SUITE_FOLDERS = ("bin", "src/lib", "src/generated")  # the runner and what it imports
+
 INSTALL_SECONDS_MAX = 600
 NODE_MAJOR_MIN = 20
 
@@ -39,7 +52,7 @@ class Installed:
 
 
 async def install(kinds: set[str]) -> Installed:
-    """Install what the wanted kinds (`python`, `node`, `codex`) need and is not there yet; `tiny` comes by make."""
+    """Install what the wanted kinds of clients need and is not there yet; `tiny` comes by make."""
     HOME.mkdir(exist_ok=True)
     (HOME / ".gitignore").write_text("*\n")
     LOGS.mkdir(exist_ok=True)
@@ -49,7 +62,11 @@ async def install(kinds: set[str]) -> Installed:
     if kinds & {"node", "codex"}:
         reason = await install_node()
         note(installed, "node", reason)
-        note(installed, "codex", reason or await codex_problem())
+        note(installed, "codex", reason or await binary_problem("the Codex CLI", CODEX))
+    if "opencode" in kinds:
+        note(installed, "opencode", await install_opencode())
+    if "suite" in kinds:
+        note(installed, "suite", await install_suite())
     if "tiny" in kinds:
         note(
             installed, "tiny", "" if is_available() else "llama.cpp is not installed: there is no wheel for this system"
@@ -82,22 +99,14 @@ async def install_python() -> str:
 
 async def install_node() -> str:
     """Install the npm project and put the client scripts beside it; return why not, or nothing."""
-    npm, node = shutil.which("npm"), shutil.which("node")
-    if npm is None or node is None:
-        return "node and npm are not installed"
-    found = await output_of([node, "--version"])
-    major = re.match(r"v(\d+)", found)
-    if major is None or int(major[1]) < NODE_MAJOR_MIN:
-        return f"node {NODE_MAJOR_MIN} or newer is needed, found {found or 'none that runs'}"
+    if reason := await node_problem():
+        return reason
     pins = [path for path in (HERE / "package.json", HERE / "package-lock.json") if path.exists()]
     if not is_current(NODE, pins):
-        shutil.rmtree(NODE, ignore_errors=True)
-        NODE.mkdir()
+        make_empty(NODE)
         for path in pins:
             shutil.copy(path, NODE)
-        verb = "ci" if len(pins) > 1 else "install"
-        command = [npm, verb, "--prefix", str(NODE), "--no-audit", "--no-fund"]
-        if reason := await attempt(command, "install-node"):
+        if reason := await npm("ci" if len(pins) > 1 else "install", NODE):
             return reason
         mark_current(NODE, pins)
     for script in (HERE / "clients").glob("*.mjs"):  # modules resolve from where the script lies
@@ -105,10 +114,67 @@ async def install_node() -> str:
     return ""
 
 
-async def codex_problem() -> str:
-    """Say why the Codex CLI does not run here, or nothing: it is one binary a platform."""
-    found = await output_of([str(CODEX), "--version"])
-    return "" if found else "the Codex CLI has no binary that runs on this machine"
+async def install_opencode() -> str:
+    """Install opencode into a folder of its own; return why not, or nothing."""
+    return await install_packages(OPENCODE_HOME, OPENCODE_PIN) or await binary_problem("opencode", OPENCODE)
+
+
+async def install_suite() -> str:
+    """Copy the Open Responses suite, and install what runs it; return why not, or nothing.
+
+    Of its dependencies it takes the one that its tests import, at its own pin: the others, 460 MB, are a web site's.
+    """
+    checkout = os.environ.get(SUITE_VARIABLE, "")
+    if not checkout:
+        return f"{SUITE_VARIABLE} is not set; it names a clone of github.com/openresponses/openresponses"
+    missing = [name for name in (*SUITE_FOLDERS, "bun.lock") if not (Path(checkout) / name).exists()]
+    if missing:
+        return f"{SUITE_VARIABLE} is {checkout}, where there is no {missing[0]}"
+    zod = re.search(r'"(zod@[\d.]+)"', (Path(checkout) / "bun.lock").read_text())
+    if zod is None:
+        return f"{SUITE_VARIABLE} is {checkout}, where bun.lock does not pin zod"
+    if reason := await install_packages(SUITE_HOME, BUN_PIN, zod[1]) or await binary_problem("bun", BUN):
+        return reason
+    for name in SUITE_FOLDERS:
+        shutil.rmtree(SUITE_HOME / name, ignore_errors=True)
+        shutil.copytree(Path(checkout) / name, SUITE_HOME / name)
+    (SUITE_HOME / "version").write_text(await output_of(["git", "-C", checkout, "rev-parse", "--short", "HEAD"]))
+    return ""
+
+
+async def install_packages(folder: Path, *pins: str) -> str:
+    """Install npm packages, given with their versions, into a folder of their own; return why not, or nothing."""
+    if reason := await node_problem():
+        return reason
+    if is_current(folder, pins):
+        return ""
+    make_empty(folder)
+    if reason := await npm("install", folder, *pins):
+        return reason
+    mark_current(folder, pins)
+    return ""
+
+
+async def npm(verb: str, folder: Path, *packages: str) -> str:
+    """Run npm in a folder; return why it failed, or nothing."""
+    command = ["npm", verb, "--prefix", str(folder), "--no-audit", "--no-fund", *packages]
+    return await attempt(command, f"install-{folder.name}")
+
+
+async def node_problem() -> str:
+    """Say why Node and npm cannot be used, or nothing."""
+    if shutil.which("npm") is None or shutil.which("node") is None:
+        return "node and npm are not installed"
+    found = await output_of(["node", "--version"])
+    major = re.match(r"v(\d+)", found)
+    if major is None or int(major[1]) < NODE_MAJOR_MIN:
+        return f"node {NODE_MAJOR_MIN} or newer is needed, found {found or 'none that runs'}"
+    return ""
+
+
+async def binary_problem(name: str, path: Path) -> str:
+    """Say why a package that brings a binary for each platform does not run here, or nothing."""
+    return "" if await output_of([str(path), "--version"]) else f"{name} has no binary that runs on this machine"
 
 
 async def attempt(command: list[str], log_name: str) -> str:
@@ -134,18 +200,24 @@ async def output_of(command: list[str]) -> str:
     return stdout.decode(errors="replace").strip() if process.returncode == 0 else ""
 
 
-def is_current(folder: Path, pins: list[Path]) -> bool:
+def make_empty(folder: Path) -> None:
+    """Make a folder, anew where it exists."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+
+
+def is_current(folder: Path, pins: Sequence[Path | str]) -> bool:
     """Tell whether the folder was made from exactly these pins."""
     stamp = folder / ".pins"
     return stamp.exists() and stamp.read_text() == digest(pins)
 
 
-def mark_current(folder: Path, pins: list[Path]) -> None:
+def mark_current(folder: Path, pins: Sequence[Path | str]) -> None:
     """Write down from which pins the folder was made; done last, so that a cut installation starts again."""
     (folder / ".pins").write_text(digest(pins))
 
 
-def digest(pins: list[Path]) -> str:
-    """Return one value for the contents of the pin files and the Python they were installed for."""
-    content = b"\0".join([sys.version.encode(), *(path.read_bytes() for path in pins)])
-    return hashlib.sha256(content).hexdigest()
+def digest(pins: Sequence[Path | str]) -> str:
+    """Return one value for the pins, or the contents of their files, and the Python they were installed for."""
+    contents = [pin.encode() if isinstance(pin, str) else pin.read_bytes() for pin in pins]
+    return hashlib.sha256(b"\0".join([sys.version.encode(), *contents])).hexdigest()

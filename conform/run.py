@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import checks
-from cases import CASE_SECONDS_MAX, CASES, PLANNED, TINY, Case
+from cases import CASE_SECONDS_MAX, CASES, LANES, PLANNED, SHELL, SUITE, TINY, Case
 from chat_upstream import ChatUpstream
 from install import HOME, LOGS, install
 from processes import Finished, Server, plain_environment, run_logged
@@ -33,6 +33,7 @@ from rich.console import Console
 from rich.table import Table
 
 LOG_LINES_SHOWN = 15
+LOG_LINE_CHARS_SHOWN = 500
 LOG_COLUMNS = 180
 REASON_CHARS_MAX = 240
 
@@ -90,7 +91,7 @@ async def run_case(case: Case, setting: Setting) -> Row:
         "\n".join(problems),
         (result or {}).get("client", ""),
         case.transport,
-        str(len((result or {}).get("outputs", []))),
+        calls_made(result or {}),
         f"{setting.relay.bytes_sent / 1024:.0f} KB",
         f"{done.seconds:.1f}",
     )
@@ -103,23 +104,61 @@ def case_problems(case: Case, setting: Setting, done: Finished, result: dict[str
         if setting.upstream:
             yield from checks.refusal_problems(setting.upstream.refused)
         return
-    if setting.server_log is None:
+    yield from result_problems(case, setting, result)
+    if setting.server_log:
+        yield from wire_problems(case, setting.relay)
+    if setting.upstream:
+        yield from model_problems(case, setting.upstream, result)
+
+
+def result_problems(case: Case, setting: Setting, result: dict[str, Any]) -> Iterator[str]:
+    """Judge what the client said."""
+    if case.task == SUITE:
+        yield from checks.suite_problems(result, case.tests)
+    elif setting.server_log is None:
         yield from checks.target_problems(result)
-        return
-    if setting.upstream is None:
+    elif setting.upstream is None:
         yield from checks.tiny_problems(result, case.rounds)
-        if case.kind == "codex":
+        if case.task == SHELL:
             yield from checks.tiny_shell_problems(result)
-    elif case.kind == "codex":
+    elif case.task == SHELL:
         yield from checks.shell_problems(result, patched=case.patched)
+    elif case.task == LANES:
+        yield from checks.lanes_problems(result, case.rounds)
     else:
         yield from checks.loop_problems(result, case.rounds, case.width)
-    relay, upstream = setting.relay, setting.upstream
+
+
+def wire_problems(case: Case, relay: Relay) -> Iterator[str]:
+    """Judge what went over the wire."""
+    if case.task == SUITE:
+        yield from checks.suite_transport_problems(case.transport, relay.sockets, relay.posts(), len(case.tests))
+        return
     yield from checks.transport_problems(case.transport, relay.sockets, relay.posts(), case.rounds + 1)
+    if case.task == LANES:
+        yield from checks.lanes_wire_problems(relay.frames, case.lanes)
     if case.chained:
-        yield from checks.increment_problems(relay.creates)
-    if upstream is not None:
+        yield from checks.increment_problems(relay.frames, case.rounds + 1 + case.warmed)
+    if case.warmed:
+        yield from checks.warm_up_problems(relay.frames)
+
+
+def model_problems(case: Case, upstream: ChatUpstream, result: dict[str, Any]) -> Iterator[str]:
+    """Judge what the model saw."""
+    if case.task == SUITE:
+        yield from checks.suite_context_problems(upstream.requests, upstream.refused, result)
+    elif case.task == LANES:
+        yield from checks.lanes_context_problems(upstream.requests, upstream.refused, upstream.together, result)
+    else:
         yield from checks.context_problems(upstream.requests, upstream.refused, result, case.rounds)
+
+
+def calls_made(result: dict[str, Any]) -> str:
+    """Say how many tools a client ran, or how many tests of the suite passed."""
+    if "tests" not in result:
+        return str(len(result.get("outputs", [])))
+    passed = sum(test["status"] == "passed" for test in result["tests"])
+    return f"{passed} of {len(result['tests'])} tests"
 
 
 def server_problems(log: Path, start: int) -> list[str]:
@@ -129,7 +168,8 @@ def server_problems(log: Path, start: int) -> list[str]:
 
 
 def keep_evidence(case: Case, setting: Setting, log_start: int) -> None:
-    """Write down what the model and the server saw in a case that failed."""
+    """Write down what the model and the server saw in a case that failed, and where its turns began and ended."""
+    (LOGS / f"{case.name}.frames.json").write_text(json.dumps(setting.relay.frames, indent=1, ensure_ascii=False))
     if setting.upstream:
         seen = {"refused": setting.upstream.refused, "requests": setting.upstream.requests}
         (LOGS / f"{case.name}.upstream.json").write_text(json.dumps(seen, indent=1, ensure_ascii=False))
@@ -241,10 +281,11 @@ def report(row: Row, console: Console) -> None:
 
 
 def tail(log: Path) -> str:
-    """Return the last lines of a log."""
+    """Return the last lines of a log, and the beginnings of those that are whole conversations."""
     if not log.exists():
         return ""
-    return "\n".join(log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:])
+    lines = log.read_text(errors="replace").splitlines()[-LOG_LINES_SHOWN:]
+    return "\n".join(line[:LOG_LINE_CHARS_SHOWN] for line in lines)
 
 
 def last_error(log: Path) -> str:
