@@ -237,6 +237,39 @@ class TestOutputs:
         assert got[3]["content"] == [*shown("c1", "data:x"), {"type": "text", "text": "Well?"}]
 
     @pytest.mark.parametrize(
+        "given",
+        [
+            [call("c1"), call("c2"), user("Wait."), user("Stop."), output("c1"), output("c2")],
+            [call("c1"), call("c2"), user("Wait."), output("c1"), user("Stop."), output("c2")],
+            [call("c1"), call("c2"), output("c2"), user("Wait."), user("Stop."), output("c1")],
+        ],
+    )
+    def test_what_a_user_says_before_the_outputs_follows_behind_them(self, given):
+        """Steering puts it there, and real servers take nothing between a call and its output.
+
+        Source: Mid-turn steering guide, "Outcomes"; Chat Completions reference, "messages".
+        """
+        got = messages(user("Hi"), *given, assistant("Well."))
+        assert [message["role"] for message in got] == ["user", "assistant", "tool", "tool", "user", "assistant"]
+        assert got[4]["content"] == "Wait.\n\nStop."
+
+    def test_a_user_message_behind_outputs_stays_its_own(self):
+        """Nothing waits there any more; what had waited comes into it."""
+        assert [m["role"] for m in messages(call("c"), output("c"), user("a"), user("b"))][2:] == ["user", "user"]
+        assert messages(call("c"), user("a"), output("c"), user("b"), user("c"))[2:] == [
+            {"role": "user", "content": "a\n\nb"},
+            {"role": "user", "content": "c"},
+        ]
+
+    def test_a_call_that_is_answered_later_holds_no_user_message_up_for_ever(self):
+        """Once the assistant has gone on, what the user says stands where it was said.
+
+        Source: Responses API reference, "Function calling", `async`.
+        """
+        got = messages(call("c", **{"async": True}), user("And?"), assistant("Later."), user("So?"), user("Now?"))
+        assert [message["role"] for message in got] == ["assistant", "user", "assistant", "user", "user"]
+
+    @pytest.mark.parametrize(
         ("made", "answer", "name", "arguments", "content"),
         [
             (
@@ -348,7 +381,22 @@ conversation_items = st.one_of(
     st.builds(output, ids, contents),
     st.just({"type": "web_search_call", "id": "ws_1"}),
 )
-conversations = st.lists(conversation_items, max_size=12)
+said = st.lists(st.builds(user, contents) | st.builds(assistant, texts), max_size=2)
+
+
+@st.composite
+def steered(draw):
+    """Parallel calls, and their outputs in any order, with what the user says before, between and behind them."""
+    called = draw(st.lists(ids, min_size=1, unique=True))
+    answers = [output(call_id, draw(contents)) for call_id in called]
+    spoken = [user(draw(contents)) for _ in range(draw(st.integers(0, 3)))]
+    return [*map(call, called), *draw(st.permutations([*answers, *spoken]))]
+
+
+steered = steered()
+conversations = st.lists(conversation_items, max_size=12) | st.lists(
+    said | steered | conversation_items.map(lambda item: [item]), max_size=4
+).map(lambda blocks: [item for block in blocks for item in block])
 forms = [*KINDS.values(), *(msgspec.structs.replace(GENERIC, **fields) for fields in FAMILIES.values())]
 projections = st.sampled_from([ChatProjection(profile) for profile in forms])
 
@@ -368,6 +416,26 @@ def test_increments_give_the_bytes_of_a_full_resend(projection, conversation, cu
     full = projection.extend(projection.start(), items(*conversation))
     assert state.encoded(instructions) == full.encoded(instructions)
     json.loads(b"[%b]" % full.encoded(instructions))
+
+
+@given(projection=projections, blocks=st.lists(said | steered, max_size=4), cut=st.integers(0, 30))
+def test_nothing_stands_between_calls_and_their_outputs(projection, blocks, cut):
+    """Wherever the user speaks, and however it is cut into turns, the outputs follow the calls, all of them.
+
+    Source: Chat Completions reference, "messages".
+    """
+    given = [item for block in blocks for item in block]
+    state = projection.extend(projection.extend(projection.start(), items(*given[:cut])), items(*given[cut:]))
+    full = projection.extend(projection.start(), items(*given)).encoded(None)
+    assert state.encoded(None) == full
+    unanswered: set[str] = set()
+    for message in json.loads(b"[%b]" % full):
+        if message["role"] == "tool":
+            unanswered.remove(message["tool_call_id"])
+        else:
+            assert not unanswered
+            unanswered = {each["id"] for each in message.get("tool_calls", ())}
+    assert not unanswered
 
 
 @given(projection=projections, trunk=conversations, left=conversations, right=conversations)

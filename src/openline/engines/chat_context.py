@@ -4,8 +4,9 @@ System texts at the very beginning wait in the state, because `instructions` cha
 every turn and stand in the same message. Assistant-side items that follow each other are
 one message, so the last one waits in the state too until something else comes. So does a user
 message that more may join: images out of tool outputs, which Chat Completions takes from users
-only, and what a template that wants roles to alternate needs joined. All other messages are
-bytes that never change.
+only, what a template that wants roles to alternate needs joined, and what a user says before the
+outputs of the calls are there, since servers take nothing between a call and its output. All other
+messages are bytes that never change.
 
 Source: Responses API reference, "Input items"; Chat Completions reference, "messages".
 """
@@ -75,6 +76,7 @@ class ChatContext(NamedTuple):
         leading: the texts of system items that nothing else stands before.
         open: the assistant message that the next item may still belong to.
         waiting: the contents of a user message that more may join; tool outputs go before it.
+        unanswered: the calls of the last assistant message whose outputs have not come.
         tools: tools that came as items, for this turn and all that continue it.
         after_tool: whether the last closed message is a tool's.
         profile: whose form this is.
@@ -84,6 +86,7 @@ class ChatContext(NamedTuple):
     leading: tuple[str, ...] = ()
     open: AssistantGroup | None = None
     waiting: tuple[Content, ...] = ()
+    unanswered: frozenset[str] = frozenset()
     tools: tuple[msgspec.Raw, ...] = ()
     after_tool: bool = False
     profile: Profile = GENERIC
@@ -155,6 +158,7 @@ class _Fold:
         self._closed: list[bytes] = []
         self._open = None if state.open is None else _Group(state.open)
         self._waiting = list(state.waiting)
+        self._unanswered = set(state.unanswered)
         self._after_tool = state.after_tool
         self.tools = list(state.tools)
         self.profile = state.profile
@@ -170,6 +174,7 @@ class _Fold:
             tuple(self._leading),
             still_open,
             tuple(self._waiting),
+            frozenset(self._unanswered),
             tuple(self.tools),
             self._after_tool,
             self.profile,
@@ -177,16 +182,25 @@ class _Fold:
 
     def group(self) -> _Group:
         """The assistant message that stands last, or a new one."""
-        self._close_waiting()
+        if self._waiting:
+            self._close_open()
+            self._close_waiting()
         if self._open is None:
             self._open = _Group(AssistantGroup())
+            self._unanswered.clear()
         return self._open
 
+    def add_call(self, call_id: str, function: Mapping[str, Any]) -> None:
+        call = {"id": self.sent_id(call_id), "type": "function", "function": function}
+        self.group().calls.append(_encoder.encode(call))
+        self._unanswered.add(call_id)
+
     def add_user(self, content: Content) -> None:
-        self._close_open()
         self._waiting.append(content)
-        if not self.profile.joins_users:
-            self._close_waiting()
+        if not self._unanswered:
+            self._close_open()
+            if not self.profile.joins_users:
+                self._close_waiting()
 
     def add_system(self, text: str) -> None:
         role = self.profile.late_system_role
@@ -202,6 +216,7 @@ class _Fold:
     def add_tool(self, call_id: str | None, content: Content) -> None:
         """A tool's output; what of it is no text waits for the user message behind all tool messages."""
         self._close_open()
+        self._unanswered.discard(call_id or "")
         sent_id = self.sent_id(call_id or "")
         if not isinstance(content, str):
             texts = [part["text"] for part in content if part["type"] == "text"]
@@ -429,10 +444,11 @@ _FORMS: Final[Mapping[str, Callable[[_Fold, Item], None]]] = {
 
 
 def _add_call(fold: _Fold, call_id: str, name: str, arguments: str) -> None:
-    function = {"name": name, "arguments": arguments}
-    fold.group().calls.append(_encoder.encode({"id": fold.sent_id(call_id), "type": "function", "function": function}))
+    fold.add_call(call_id, {"name": name, "arguments": arguments})
 
 
 def _no_form(item: Item) -> ProtocolError:
     message = f"'input' has an item of type '{item.type[:64]}', which this upstream cannot be given."
+    if item.type == "compaction":
+        message += " Another server made it, and no other can read it."
     return ProtocolError("unsupported_parameter", message, param="input")
