@@ -31,6 +31,9 @@ class Hand:
         """Whether no turn waits to be taken by the test."""
         return self._turns.empty()
 
+    async def count_tokens(self, request: EngineRequest) -> int:
+        return sum(len(item.raw) for item in request.context.items())
+
     async def models(self) -> Sequence[Model]:
         return [Model("hand-model", owned_by=self.name)]
 

@@ -14,6 +14,7 @@ from openline.engines.chat_calls import BadStreamError
 from openline.engines.chat_deltas import ChatDeltas, ErrorChunkError
 from openline.engines.chat_request import ChatRequest, encode_request
 from openline.engines.chat_window import Window
+from openline.engines.counting import count_chat
 from openline.engines.engine import EngineRequest, Model
 from openline.engines.profiles import overrides, profile_of
 from openline.engines.upstream import Upstream
@@ -61,6 +62,17 @@ class ChatEngine:
             self._warn_once(dropped)
         window = Window(model.context_window) if profile.truncates else None
         return ChatGeneration(self._upstream, encoded, window, None if self._settings.profile else self._inquiry)
+
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """What the upstream counts, of what a turn would send.
+
+        Raises:
+            ProtocolError: something has no form there, or it does not count, refused or failed.
+        """
+        kind = self._settings.profile or self._inquiry.about.kind
+        if kind == "generic" and self._settings.profile is None:  # perhaps it was not asked yet
+            kind = (await self._inquiry.ask()).kind
+        return await count_chat(self._upstream, kind, self.prepare(request).body)
 
     async def models(self) -> Sequence[Model]:
         """The models it lists.

@@ -87,6 +87,14 @@ class Engine(Protocol):
         """
         ...
 
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """How many tokens the whole prompt has as the model would read it, tools and template included.
+
+        Raises:
+            ProtocolError: this engine cannot do what was asked, or its upstream does not count or failed.
+        """
+        ...
+
     async def models(self) -> Sequence[Model]:
         """The models it serves now.
 

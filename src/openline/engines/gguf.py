@@ -110,6 +110,14 @@ class GgufEngine:
         """
         return _SlotGeneration(self._chat().prepare(request), self._slots, wanted(request), calls=calls)
 
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """What llama.cpp counts.
+
+        Raises:
+            ProtocolError: as `prepare`, or its server failed.
+        """
+        return await self._chat().count_tokens(request)
+
     async def models(self) -> Sequence[Model]:
         """The model, by the file's name.
 

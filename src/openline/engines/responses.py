@@ -15,7 +15,8 @@ import msgspec
 
 from openline.config import UpstreamSettings
 from openline.engines.about import Inquiry
-from openline.engines.engine import EngineRequest, Generation, Model
+from openline.engines.counting import count_response
+from openline.engines.engine import EngineRequest, Model
 from openline.engines.upstream import Upstream
 from openline.protocol.context import SharedBytes
 from openline.protocol.deltas import Delta, UpstreamEvent
@@ -28,7 +29,7 @@ from openline.protocol.states import TERMINAL_EVENTS
 # What is ours to say, or concerns the client's connection to us only.
 _NOT_PASSED_ON: Final = frozenset(
     {"type", "stream_id", "generate", "stream", "stream_options", "background", "store", "input", "model"}
-    | {"previous_response_id", "conversation", "client_metadata"}
+    | {"previous_response_id", "conversation", "client_metadata", "context_management"}
 )
 # Whether it is the event's own type is decided by decoding; this is to decode one event a turn and not each.
 _TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
@@ -95,7 +96,7 @@ class ResponsesEngine:
     def __repr__(self) -> str:
         return f"<ResponsesEngine {self._upstream!r}>"
 
-    def prepare(self, request: EngineRequest) -> Generation:
+    def prepare(self, request: EngineRequest) -> ResponsesGeneration:
         """The request with the whole context as its input."""
         passed_on = {
             name: value
@@ -106,7 +107,15 @@ class ResponsesEngine:
             passed_on["include"] = msgspec.Raw(_encoder.encode([*filter(_is_not_ours, request.create.include or ())]))
         head = _encoder.encode({"model": request.model, "stream": True, "store": False, **passed_on})
         items = bytes(request.context.project(ItemsProjection()))
-        return _Generation(self._upstream, b'%b,"input":[%b]}' % (head[:-1], items))
+        return ResponsesGeneration(self._upstream, b'%b,"input":[%b]}' % (head[:-1], items))
+
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """What the upstream counts.
+
+        Raises:
+            ProtocolError: it does not count, refused or failed.
+        """
+        return await count_response(self._upstream, self.prepare(request).body)
 
     async def models(self) -> Sequence[Model]:
         """The models it lists.
@@ -122,7 +131,7 @@ class ResponsesEngine:
         await self._upstream.close()
 
 
-class _Generation:
+class ResponsesGeneration:
     """One request, as the upstream's events."""
 
     dropped_tools: Sequence[str] = ()

@@ -3,14 +3,14 @@
 By rule: `scripted-text` answers with text; `scripted-tools-N` calls the first offered
 tool until the context holds N calls, then answers. Or it plays a transcript: model
 `scripted-play` answers the k-th turn of a conversation with the k-th turn that an engine
-answered in the recording.
+answered in the recording, on the same lane.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -20,14 +20,19 @@ from openline.config import ConfigError, UpstreamSettings
 from openline.engines.engine import EngineRequest, Generation, Model
 from openline.protocol.deltas import CallDelta, CallStarted, Delta, Ended, TextDelta, UpstreamEvent, Usage
 from openline.protocol.errors import ProtocolError, error_of
+from openline.protocol.events import SocketCreate
 from openline.protocol.items import Item, wrong_type
-from openline.protocol.transcript import BadTranscript, RecordedTurn, read_lines, turns
+from openline.protocol.transcript import BadTranscript, RecordedTurn, lane_of, read_lines, turns
 
 _TOOLS_MODEL: Final = re.compile(r"scripted-tools-([0-9]{1,4})\Z")
 _PLAY_MODEL: Final = "scripted-play"
 _MODELS: Final = ("scripted-text", "scripted-tools-3", "scripted-tools-20")
-# What a model says and what a tool said to it: a run of the latter begins a turn.
-_MODEL_ITEMS: Final = frozenset({"reasoning", "function_call", "custom_tool_call"})
+# What a client says, as against what a model does: a run of the former begins a turn. So does the output of a hosted
+# tool, which looks like a client's.
+_CLIENT_ROLES: Final = frozenset({"user", "system", "developer"})
+_CLIENT_ITEMS: Final = frozenset(
+    {"mcp_approval_response", "compaction_trigger", "additional_tools", "configuration_update"}
+)
 _BYTES_PER_TOKEN: Final = 4  # a rule of thumb, so that usage grows with the context as a model's would
 # What engines refuse with. Any other recorded refusal was the server's own, which it makes again by itself.
 _ENGINE_REFUSALS: Final = frozenset(
@@ -38,6 +43,8 @@ _ENGINE_REFUSALS: Final = frozenset(
 # Of an example, whatever its schema asks for: items of an array; parts inside each other.
 _ITEMS_MAX: Final = 4
 _DEPTH_MAX: Final = 32
+
+_Recorded = dict[tuple[str | None, int], RecordedTurn]  # by lane, and by number in its conversation, from 1
 
 
 class Seen(msgspec.Struct, frozen=True):
@@ -74,10 +81,10 @@ class SeenProjection:
         for item in items:
             size += len(item.raw)
             head = _head.decode(item.raw)
-            is_models = item.type in _MODEL_ITEMS or head.role == "assistant"
+            is_clients = head.role in _CLIENT_ROLES or item.type in _CLIENT_ITEMS or item.type.endswith("_output")
             calls += item.type in {"function_call", "custom_tool_call"}
-            count += not is_models and not in_input
-            in_input = not is_models
+            count += is_clients and not in_input
+            in_input = is_clients
             if item.type.endswith("_call_output"):
                 last_output = head.output if isinstance(head.output, str) else ""
         return Seen(calls, count, in_input, size, last_output)
@@ -96,7 +103,7 @@ class ScriptedEngine:
     def __init__(self, settings: UpstreamSettings) -> None:
         self.name = settings.label
         self._settings = settings
-        self._recorded = _read_transcript(settings.url) if settings.url else []
+        self._recorded = _read_transcript(settings.url) if settings.url else {}
 
     def __repr__(self) -> str:
         return f"<ScriptedEngine {self.name} recorded={len(self._recorded)}>"
@@ -109,7 +116,7 @@ class ScriptedEngine:
         """
         seen = request.context.project(SeenProjection())
         if request.model == _PLAY_MODEL and self._recorded:
-            return _Script(self._recorded_turn(seen), self._settings)
+            return _Script(self._recorded_turn(request, seen), self._settings)
         if request.model == "scripted-text":
             batches = _say(_greeting(seen))
         elif match := _TOOLS_MODEL.match(request.model):
@@ -117,8 +124,17 @@ class ScriptedEngine:
         else:
             message = f"The requested model '{request.model}' does not exist: expected {', '.join(_MODELS)}."
             raise ProtocolError("model_not_found", message, param="model")
-        usage = Usage(input_tokens=seen.bytes // _BYTES_PER_TOKEN, output_tokens=len(batches))
+        usage = Usage(input_tokens=_tokens(seen), output_tokens=len(batches))
         return _Script([*batches, [usage, Ended()]], self._settings)
+
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """By the rule of thumb that its usage goes by.
+
+        Raises:
+            ProtocolError: as `prepare`.
+        """
+        self.prepare(request)
+        return _tokens(request.context.project(SeenProjection()))
 
     async def models(self) -> Sequence[Model]:
         """The scripts' names."""
@@ -128,11 +144,15 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _recorded_turn(self, seen: Seen) -> list[list[Delta] | ProtocolError]:
-        if not 1 <= seen.turns <= len(self._recorded):
-            message = f"The transcript has {len(self._recorded)} turns: this is turn {seen.turns}."
+    def _recorded_turn(self, request: EngineRequest, seen: Seen) -> list[list[Delta] | ProtocolError]:
+        lane = request.create.stream_id if isinstance(request.create, SocketCreate) else None
+        recorded = self._recorded.get((lane, seen.turns))
+        if recorded is None:
+            count = sum(of_lane == lane for of_lane, _ in self._recorded)
+            where = "" if lane is None else f" on lane '{lane}'"
+            message = f"The transcript has {count} turns{where}: this is turn {seen.turns}."
             raise ProtocolError("invalid_request", message, param="input")
-        return [_played(line.frame) for line in self._recorded[seen.turns - 1].events]
+        return [_played(line.frame) for line in recorded.events]
 
 
 def _played(frame: dict[str, Any]) -> list[Delta] | ProtocolError:
@@ -182,14 +202,39 @@ class _Script:
                 await asyncio.sleep(self._settings.delta_seconds)
 
 
-def _read_transcript(path: str) -> list[RecordedTurn]:
+def _read_transcript(path: str) -> _Recorded:
     try:
-        recorded = turns(read_lines(Path(path).read_text(encoding="utf-8")))
-        return [turn for turn in recorded if _was_engines(turn)]
+        return _numbered(turns(read_lines(Path(path).read_text(encoding="utf-8"))))
     except OSError as error:
         raise ConfigError(f"--upstream scripted:{path}: {error.strerror}.") from None
     except (BadTranscript, UnicodeDecodeError) as error:
         raise ConfigError(f"--upstream scripted:{path}: {error}") from None
+
+
+def _numbered(recorded: Iterable[RecordedTurn]) -> _Recorded:
+    """The turns that an engine answered, by their lane and their number in the conversation.
+
+    A fork goes on counting from the turn that it continues. What continues nothing brings its whole conversation
+    along, so it goes on from its lane's latest turn.
+    """
+    numbered: _Recorded = {}
+    of_response: dict[Any, int] = {}
+    of_lane: dict[str | None, int] = {}
+    for turn in recorded:
+        lane = lane_of(turn.create)
+        number = of_response.get(turn.create.get("previous_response_id"), of_lane.get(lane, 0))
+        if _was_engines(turn):
+            number += 1
+            numbered.setdefault((lane, number), turn)
+        of_lane[lane] = number
+        response: dict[str, Any] = turn.events[-1].frame.get("response") or {}
+        if "id" in response:
+            of_response[response["id"]] = number
+    return numbered
+
+
+def _tokens(seen: Seen) -> int:
+    return seen.bytes // _BYTES_PER_TOKEN
 
 
 def _greeting(seen: Seen) -> str:

@@ -111,21 +111,19 @@ class TinyEngine:
         Raises:
             ProtocolError: no rule has that name, or as `GgufEngine.prepare`.
         """
-        match = _MODEL.match(request.model)
-        if match is None:
-            message = f"The requested model '{request.model}' does not exist: expected {', '.join(MODELS)}."
-            raise ProtocolError("model_not_found", message, param="model")
-        seen = request.context.project(SeenProjection())
-        call = None
-        if match[1] and seen.calls < int(match[2]) and request.create.tool_choice != "none":
-            tools = _functions(request.create)
-            shells = [tool for tool in tools if tool.name in _SHELL_TOOLS]
-            call = _next_call(tools if match[1] == "tools" else shells, seen.calls)
+        call = _chosen_call(request)
+        inner = self._gguf.prepare(_held(request, call), calls=call is not None)
         if call is not None:
-            return _Call(self._gguf.prepare(_under(request, call.schema), calls=True), call, seen.calls + 1)
-        if _has_format(request.create):
-            return self._gguf.prepare(request)
-        return _Words(self._gguf.prepare(_under(request, _WORDS)))
+            return _Call(inner, call)
+        return inner if _has_format(request.create) else _Words(inner)
+
+    async def count_tokens(self, request: EngineRequest) -> int:
+        """What llama.cpp counts.
+
+        Raises:
+            ProtocolError: as `prepare`, or its server failed.
+        """
+        return await self._gguf.count_tokens(_held(request, _chosen_call(request)))
 
     async def models(self) -> Sequence[Model]:
         """The rules' names.
@@ -142,10 +140,29 @@ class TinyEngine:
 
 
 class _Chosen(msgspec.Struct, frozen=True):
-    """A tool, and the schema that its arguments are generated under."""
+    """A tool, the schema that its arguments are generated under, and which call of the conversation it is, from 1."""
 
     tool: _Tool
     schema: Schema
+    number: int
+
+
+def _chosen_call(request: EngineRequest) -> _Chosen | None:
+    """The call that the model's rule wants now, if any.
+
+    Raises:
+        ProtocolError: no rule has that name.
+    """
+    match = _MODEL.match(request.model)
+    if match is None:
+        message = f"The requested model '{request.model}' does not exist: expected {', '.join(MODELS)}."
+        raise ProtocolError("model_not_found", message, param="model")
+    calls = request.context.project(SeenProjection()).calls
+    if not match[1] or calls >= int(match[2]) or request.create.tool_choice == "none":
+        return None
+    tools = _functions(request.create)
+    shells = [tool for tool in tools if tool.name in _SHELL_TOOLS]
+    return _next_call(tools if match[1] == "tools" else shells, calls)
 
 
 def _functions(create: Create) -> list[_Tool]:
@@ -169,7 +186,7 @@ def _next_call(tools: Sequence[_Tool], calls: int) -> _Chosen | None:
         return None
     tool = tools[calls % len(tools)]
     schema = bounded(tool.parameters)
-    return _Chosen(tool, _with_command(schema, calls) if tool.name in _SHELL_TOOLS else schema)
+    return _Chosen(tool, _with_command(schema, calls) if tool.name in _SHELL_TOOLS else schema, calls + 1)
 
 
 def _with_command(schema: Schema, calls: int) -> Schema:
@@ -188,6 +205,13 @@ def _has_format(create: Create) -> bool:
     return text_format is not None and text_format != {"type": "text"}
 
 
+def _held(request: EngineRequest, call: _Chosen | None) -> EngineRequest:
+    """The request as the model gets it: held to the call's schema, to the client's own, or to words."""
+    if call is not None:
+        return _under(request, call.schema)
+    return request if _has_format(request.create) else _under(request, _WORDS)
+
+
 def _under(request: EngineRequest, schema: Schema) -> EngineRequest:
     """The request with its output held to a schema; the tools stay in the prompt, but the choice has been made."""
     text_format = {"type": "json_schema", "name": "generated", "schema": schema}
@@ -204,10 +228,10 @@ def _under(request: EngineRequest, schema: Schema) -> EngineRequest:
 class _Call:
     """What is generated are the arguments of a call."""
 
-    def __init__(self, inner: Generation, call: _Chosen, number: int) -> None:
+    def __init__(self, inner: Generation, call: _Chosen) -> None:
         self._inner = inner
         tool = call.tool
-        self._started = CallStarted("function_call", f"call_{number:04d}", tool.name, tool.namespace)
+        self._started = CallStarted("function_call", f"call_{call.number:04d}", tool.name, tool.namespace)
         self.dropped_tools = inner.dropped_tools
         self.prefills = inner.prefills
 

@@ -13,7 +13,7 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import SimpleNamespace
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
 import aiohttp
 import msgspec
@@ -64,11 +64,21 @@ _KINDS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
 _CUT: Final = ("upstream_error", "closed the connection: the answer ended before it finished.")
 
 
+class _Counted(msgspec.Struct):
+    """A count of tokens, under either of the names that servers give it."""
+
+    input_tokens: Annotated[int, msgspec.Meta(ge=0)] | None = None
+    count: Annotated[int, msgspec.Meta(ge=0)] | None = None
+
+
 class Listing(NamedTuple):
     """An answer to `GET /models`: its body, and what the server calls itself."""
 
     body: bytes
     server: str
+
+
+_counted: Final = msgspec.json.Decoder(_Counted)
 
 
 def is_done(data: bytes) -> bool:
@@ -147,6 +157,31 @@ class Upstream:
             else:
                 response.close()  # nothing is cut where the body has ended: its connection is back in the pool by then
 
+    async def count(self, path: str, body: bytes, *, at_root: bool = False) -> int:
+        """Post a request to an endpoint that counts its tokens and does not run it.
+
+        Args:
+            path: as for `post_events`.
+            body: the request as JSON.
+            at_root: whether the path is below the root of its API, so without the `/v1` of its `url`.
+
+        Raises:
+            ProtocolError: it cannot be reached, refused, fell silent, or sent no count; `NoEndpointError` if it does not
+                know the path.
+        """
+        response = await self._answered((self._root if at_root else self._settings.url) + path, body)
+        try:
+            counted = _counted.decode(await self._whole(response, self._settings.event_bytes_max))
+        except (msgspec.DecodeError, RecursionError):
+            counted = _Counted()
+        finally:
+            response.close()
+        tokens = counted.count if counted.input_tokens is None else counted.input_tokens
+        if tokens is None:
+            message = f"Upstream '{self.label}' answered POST {path} with something other than a count of tokens."
+            raise ProtocolError("upstream_error", message)
+        return tokens
+
     async def get_models(self) -> Listing:
         """Its answer to `GET /models`.
 
@@ -183,7 +218,7 @@ class Upstream:
             path: below the root of its API, so without the `/v1` of its `url`.
             body: JSON to post, if any.
         """
-        url = self._settings.url.removesuffix("/v1") + path
+        url = self._root + path
         timeout = aiohttp.ClientTimeout(total=_LOOK_SECONDS_MAX)
         method, headers = ("GET", None) if body is None else ("POST", _POST_HEADERS)
         try:
@@ -248,18 +283,7 @@ class Upstream:
 
     async def _accepted(self, path: str, body: bytes, *, whole_json: bool) -> aiohttp.ClientResponse:
         """Its answer, once it has accepted with 2xx and the content that we want."""
-        first = self._settings.first_event_seconds_max
-        try:
-            # One timer a request: it covers the sending too, which aiohttp's own timeouts do not.
-            async with asyncio.timeout(self._settings.connect_seconds_max + first):
-                response = await self._post(path, body)
-        except FAULTS as error:
-            raise self.fault(error, f"{first:g} seconds (`first_event_seconds_max`)") from None
-        if not 200 <= response.status < 300:
-            try:
-                raise await self._refused(response, body)
-            finally:
-                response.close()
+        response = await self._answered(self._settings.url + path, body)
         content_type = _content_type(response)
         if content_type in {"", EVENT_STREAM} or (whole_json and content_type == JSON):
             return response
@@ -268,7 +292,23 @@ class Upstream:
         message = f"Upstream '{self.label}' answered {response.status} with {came} where an event stream was expected."
         raise ProtocolError("upstream_error", message + " Its `url` usually ends in /v1.")
 
-    async def _post(self, path: str, body: bytes) -> aiohttp.ClientResponse:
+    async def _answered(self, url: str, body: bytes) -> aiohttp.ClientResponse:
+        """Its answer, once it has accepted with 2xx."""
+        first = self._settings.first_event_seconds_max
+        try:
+            # One timer a request: it covers the sending too, which aiohttp's own timeouts do not.
+            async with asyncio.timeout(self._settings.connect_seconds_max + first):
+                response = await self._post(url, body)
+        except FAULTS as error:
+            raise self.fault(error, f"{first:g} seconds (`first_event_seconds_max`)") from None
+        if not 200 <= response.status < 300:
+            try:
+                raise await self._refused(response, body)
+            finally:
+                response.close()
+        return response
+
+    async def _post(self, url: str, body: bytes) -> aiohttp.ClientResponse:
         """Send, and wait for headers; once more if a pooled connection turns out to be closed.
 
         A server that closes an idle connection can cross our request on the wire. It has not
@@ -276,16 +316,16 @@ class Upstream:
         """
         used = SimpleNamespace(pooled=False)
         try:
-            return await self._post_once(path, body, used)
+            return await self._post_once(url, body, used)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
             if not used.pooled:
                 raise
-        return await self._post_once(path, body, None)
+        return await self._post_once(url, body, None)
 
-    async def _post_once(self, path: str, body: bytes, used: SimpleNamespace | None) -> aiohttp.ClientResponse:
+    async def _post_once(self, url: str, body: bytes, used: SimpleNamespace | None) -> aiohttp.ClientResponse:
         data = body if len(body) <= _RAW_BODY_BYTES_MAX else io.BytesIO(body)
         return await self._session().post(
-            self._settings.url + path, data=data, headers=_POST_HEADERS, allow_redirects=False, trace_request_ctx=used
+            url, data=data, headers=_POST_HEADERS, allow_redirects=False, trace_request_ctx=used
         )
 
     async def _refused(self, response: aiohttp.ClientResponse, request: bytes = b"") -> ProtocolError:
@@ -316,6 +356,11 @@ class Upstream:
         )
 
     # Connections.
+
+    @property
+    def _root(self) -> str:
+        """Where it answers what does not belong to its API."""
+        return self._settings.url.removesuffix("/v1")
 
     def _session(self) -> aiohttp.ClientSession:
         """The connections, opened with the first request: a session belongs to the loop it is made in."""

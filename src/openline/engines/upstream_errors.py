@@ -97,6 +97,10 @@ class Answer(NamedTuple):
     names: str
 
 
+class NoEndpointError(ProtocolError):
+    """The upstream does not know the path that it was asked at."""
+
+
 class _Kind(NamedTuple):
     code: str
     says: str
@@ -215,7 +219,8 @@ def refusal(answer: Answer, headers: Mapping[str, str], *, label: str, show_word
     if answer.words:
         message += f" It said: {answer.words}" if show_words else " Its words are in the server's log."
     retry = retry_after(headers) if answer.status in {429, 503, 529} else {}
-    return ProtocolError(kind.code, message, param=kind.param, headers=retry)
+    make = NoEndpointError if kind is _WRONG_PATH else ProtocolError
+    return make(kind.code, message, param=kind.param, headers=retry)
 
 
 def kind_of(answer: Answer) -> _Kind:
