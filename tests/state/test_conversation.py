@@ -13,8 +13,11 @@ from openline.state.cache import Anchor, ConnectionCache
 from openline.state.context import EMPTY, ContextNode
 from openline.state.conversation import find_anchor
 from openline.state.nothing import NothingStore
+from openline.state.sealing import Seal
 from openline.state.sqlite import SqliteStore
 from openline.state.store import StoredTurn
+
+SEAL = Seal(bytes(32))
 
 
 class Joined:
@@ -153,7 +156,7 @@ async def test_a_stored_chain_becomes_the_context_it_was(store):
     """
     await store.put("ada", row("resp_1", None, ["1", "2"], "3"))
     await store.put("ada", row("resp_2", "resp_1", ["4"], "5"))
-    anchor = await find_anchor("ada", "resp_2", None, store)
+    anchor = await find_anchor("ada", "resp_2", None, store, SEAL)
     contents = [msgspec.json.decode(item.raw)["content"] for item in anchor.node.items()]
     assert contents == ["1", "2", "3", "4", "5"]
     assert (anchor.response_id, anchor.model, anchor.stored) == ("resp_2", "m", True)
@@ -165,8 +168,8 @@ async def test_the_connection_is_asked_before_the_store(store):
     cache = ConnectionCache()
     held = Anchor("resp_1", EMPTY.extend([message("1")]), "m", stored=True)
     cache.keep("ada", None, held)
-    assert await find_anchor("ada", "resp_1", cache, store) is held
-    assert await find_anchor("ada", "resp_1", ConnectionCache(), store) is not held
+    assert await find_anchor("ada", "resp_1", cache, store, SEAL) is held
+    assert await find_anchor("ada", "resp_1", ConnectionCache(), store, SEAL) is not held
 
 
 @pytest.mark.parametrize("response_id", ["resp_9", "", "resp_2"])
@@ -179,6 +182,6 @@ async def test_what_cannot_be_continued_is_not_found(store, response_id):
     await store.put("ada", row("resp_2", None, ["1"], "2", chainable=False))
     for stored in (store, NothingStore()):
         with pytest.raises(ProtocolError) as raised:
-            await find_anchor("ada", response_id, ConnectionCache(), stored)
+            await find_anchor("ada", response_id, ConnectionCache(), stored, SEAL)
         assert raised.value.code == "previous_response_not_found"
         assert raised.value.message == f"Previous response with id '{response_id}' not found."

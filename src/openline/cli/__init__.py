@@ -12,6 +12,7 @@ from openline.cli.demo import demo
 from openline.cli.doctor import doctor
 from openline.cli.keys import keys
 from openline.cli.serve import serve
+from openline.cli.store import store
 
 app = typer.Typer(
     name="openline",
@@ -25,6 +26,7 @@ app.command()(serve)
 app.command()(demo)
 app.command()(doctor)
 app.add_typer(keys, name="keys")
+app.add_typer(store, name="store")
 
 
 def _print_version(wanted: bool) -> None:

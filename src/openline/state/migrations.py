@@ -40,7 +40,72 @@ def m001_turns(connection: sqlite3.Connection) -> None:
     )
 
 
-MIGRATIONS: Final[Sequence[Migration]] = (m001_turns,)
+def m002_leases(connection: sqlite3.Connection) -> None:
+    """Unfinished turns. A renewal rewrites one page of a row, however long it is, as its size stays the same."""
+    connection.execute("ALTER TABLE turns ADD COLUMN lease_until INTEGER")
+    connection.execute("CREATE INDEX turns_by_lease ON turns (lease_until) WHERE lease_until IS NOT NULL")
+
+
+def m003_events(connection: sqlite3.Connection) -> None:
+    """Streams of events, beside the turns, so that a chain is read without them."""
+    connection.execute(
+        """
+        CREATE TABLE events (
+            owner TEXT NOT NULL,
+            response_id TEXT NOT NULL,
+            events BLOB NOT NULL,
+            PRIMARY KEY (owner, response_id),
+            FOREIGN KEY (owner, response_id) REFERENCES turns ON DELETE CASCADE
+        )
+        """
+    )
+
+
+def m004_retention(connection: sqlite3.Connection) -> None:
+    """When a turn was last used, and who continues it."""
+    connection.execute("ALTER TABLE turns ADD COLUMN last_used_at INTEGER")
+    connection.execute("CREATE INDEX turns_by_use ON turns (coalesce(last_used_at, created_at))")
+    connection.execute("CREATE INDEX turns_by_parent ON turns (owner, parent_id) WHERE parent_id IS NOT NULL")
+
+
+def m005_conversations(connection: sqlite3.Connection) -> None:
+    """Conversations, and their items in the order of `position`, which is the rowid and so a part of every index."""
+    connection.execute(
+        """
+        CREATE TABLE conversations (
+            owner TEXT NOT NULL,
+            conversation_id TEXT NOT NULL,
+            created_at INTEGER NOT NULL,
+            last_used_at INTEGER NOT NULL,
+            metadata BLOB NOT NULL,
+            PRIMARY KEY (owner, conversation_id)
+        )
+        """
+    )
+    connection.execute("CREATE INDEX conversations_by_use ON conversations (last_used_at)")
+    connection.execute(
+        """
+        CREATE TABLE items (
+            position INTEGER PRIMARY KEY,
+            owner TEXT NOT NULL,
+            conversation_id TEXT NOT NULL,
+            item_id TEXT NOT NULL,
+            raw BLOB NOT NULL,
+            FOREIGN KEY (owner, conversation_id) REFERENCES conversations ON DELETE CASCADE
+        )
+        """
+    )
+    connection.execute("CREATE UNIQUE INDEX items_by_id ON items (owner, conversation_id, item_id)")
+    connection.execute("CREATE INDEX items_in_order ON items (owner, conversation_id)")
+
+
+MIGRATIONS: Final[Sequence[Migration]] = (
+    m001_turns,
+    m002_leases,
+    m003_events,
+    m004_retention,
+    m005_conversations,
+)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[Migration] = MIGRATIONS) -> None:

@@ -1,115 +1,192 @@
-"""Turns in a SQLite file: durable when acknowledged, and cheap.
+"""Turns and conversations in SQLite.
 
-One thread writes. It takes everything that waits into one transaction, so one fsync pays
-for all of it. Reads are single look-ups on a connection of their own and run where they
-are called; in WAL mode neither waits for the other.
-
-What must stay true:
-
-* `put` returns after its COMMIT did, with `synchronous=FULL`: after the fsync of the log.
-* Owner is part of the primary key, and of every query's WHERE.
-* No error ends the writer. A connection that may be damaged is dropped, and the next call opens the file anew.
+What must stay true: owner is part of every primary key, and of every query's WHERE but those of the whole store
+(leases, retention, counting, export).
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import os
-import queue
-import sqlite3
-import threading
+from collections.abc import AsyncIterator, Sequence
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
-import msgspec
+from openline.state.migrations import MIGRATIONS
+from openline.state.sqlite_file import LOCK_WAIT_SECONDS_MAX, WRITES_QUEUED_MAX, SqliteFile, Statement
+from openline.state.store import (
+    CHAIN_TURNS_MAX,
+    CONVERSATION_ITEMS_MAX,
+    UNFINISHED_MAX,
+    AlreadyKept,
+    Appended,
+    Conversation,
+    ConversationFull,
+    ConversationItem,
+    DuplicateItem,
+    ItemPage,
+    StoredTurn,
+    StoreInfo,
+    UnknownConversation,
+    can_be_id,
+)
 
-from openline.state.migrations import migrate
-from openline.state.store import StoredTurn, StoreUnavailable
+_EXPORTED_AT_ONCE: Final = 50
+_TURN_KEPT_ALREADY: Final = AlreadyKept("it holds a turn with this id already")
+_CONVERSATION_KEPT_ALREADY: Final = AlreadyKept("it holds a conversation with this id already")
+_UNKNOWN_CONVERSATION: Final = UnknownConversation("there is no such conversation")
+_DUPLICATE_ITEM: Final = DuplicateItem("the conversation holds an item with this id already")
 
-# A write costs some 30 µs of CPU, so this is a quarter of a second of work; more than that waiting is a disk in trouble.
-WRITES_QUEUED_MAX: Final = 8192
-# A chain is read in one go on the event loop, at some 4 µs a turn. It also ends a circle, which only a damaged file has.
-CHAIN_TURNS_MAX: Final = 10_000
-# How long the writer waits for another program's write lock before its writes fail; G28 asks for recovery within 5 s.
-LOCK_WAIT_SECONDS_MAX: Final = 2.0
-# The same for reads, which hold up the event loop. In WAL mode a read meets a lock only while another process
-# recovers or closes the file.
-_READ_LOCK_WAIT_SECONDS_MAX: Final = 0.05
-_WAL_BYTES_KEPT_MAX: Final = 64 * 1024 * 1024  # one message at its limit; a longer log is cut at the next checkpoint
+# --- Turns ----------------------------------------------------------------------------------------
 
 _PUT: Final = """
-INSERT INTO turns (owner, response_id, parent_id, created_at, status, chainable, input, response)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO turns (
+    owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
+) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+ON CONFLICT (owner, response_id) DO UPDATE SET
+    parent_id = excluded.parent_id, created_at = excluded.created_at, status = excluded.status,
+    chainable = excluded.chainable, input = excluded.input, response = excluded.response,
+    lease_until = excluded.lease_until, last_used_at = excluded.last_used_at
+WHERE turns.lease_until IS NOT NULL
 """
-_DELETE: Final = "DELETE FROM turns WHERE owner = ? AND response_id = ?"
+_PUT_EVENTS: Final = """
+INSERT INTO events (owner, response_id, events) VALUES (?, ?, ?)
+ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
+"""
 _GET: Final = """
-SELECT response_id, parent_id, created_at, status, chainable, input, response
+SELECT response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM turns WHERE owner = ? AND response_id = ?
 """
 # From the node to the root; where an ancestor is missing, another owner's or unchainable, it ends early. It is not
-# sorted here, because SQLite would sort whole rows: that doubles the time.
+# sorted here, because SQLite would sort whole rows: that doubles the time. Read at some 4 µs a turn.
 _CHAIN: Final = """
-WITH RECURSIVE path (depth, response_id, parent_id, created_at, status, chainable, input, response) AS (
-    SELECT 0, response_id, parent_id, created_at, status, chainable, input, response
+WITH RECURSIVE path (
+    depth, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
+) AS (
+    SELECT 0, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
     FROM turns WHERE owner = ?1 AND response_id = ?2 AND chainable
     UNION ALL
-    SELECT depth + 1, t.response_id, t.parent_id, t.created_at, t.status, t.chainable, t.input, t.response
+    SELECT depth + 1, t.response_id, t.parent_id, t.created_at, t.status, t.chainable, t.input, t.response,
+        t.lease_until, t.last_used_at
     FROM path JOIN turns AS t ON t.owner = ?1 AND t.response_id = path.parent_id AND t.chainable
     LIMIT ?3
 )
-SELECT response_id, parent_id, created_at, status, chainable, input, response, depth FROM path
+SELECT response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at, depth
+FROM path
 """
-_depth = itemgetter(7)
+_depth: Final = itemgetter(9)
+_EVENTS: Final = "SELECT events FROM events WHERE owner = ? AND response_id = ?"
+_DELETE: Final = "DELETE FROM turns WHERE owner = ? AND response_id = ?"
+_RENEW: Final = "UPDATE turns SET lease_until = ? WHERE owner = ? AND response_id = ? AND lease_until IS NOT NULL"
+_UNFINISHED: Final = """
+SELECT owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
+FROM turns WHERE lease_until < ? ORDER BY lease_until LIMIT ?
+"""
+_USED: Final = """
+UPDATE turns SET last_used_at = max(coalesce(last_used_at, created_at), ?3) WHERE owner = ?1 AND response_id = ?2
+"""
 
-# By SQLite's primary result code. The rest are named by their code.
-_REASONS: Final = {
-    sqlite3.SQLITE_BUSY: "is locked by another program",
-    sqlite3.SQLITE_LOCKED: "is locked by another program",
-    sqlite3.SQLITE_FULL: "is on a full disk",
-    sqlite3.SQLITE_READONLY: "is read-only",
-    sqlite3.SQLITE_IOERR: "met an I/O error",
-    sqlite3.SQLITE_CORRUPT: "is corrupt",
-    sqlite3.SQLITE_NOTADB: "is not a SQLite database",
-    sqlite3.SQLITE_CANTOPEN: "cannot be opened",
-    sqlite3.SQLITE_PERM: "may not be opened",
-    sqlite3.SQLITE_AUTH: "may not be opened",
-    sqlite3.SQLITE_CONSTRAINT: "holds a turn with this id already",
-    sqlite3.SQLITE_TOOBIG: "cannot hold a turn so large",
+# --- Conversations --------------------------------------------------------------------------------
+
+_CREATE: Final = """
+INSERT INTO conversations (owner, conversation_id, created_at, last_used_at, metadata) VALUES (?, ?, ?, ?, ?)
+ON CONFLICT DO NOTHING
+"""
+_CONVERSATION: Final = """
+SELECT conversation_id, created_at, metadata, last_used_at FROM conversations WHERE owner = ? AND conversation_id = ?
+"""
+_SET_METADATA: Final = """
+UPDATE conversations SET metadata = ?3, last_used_at = max(last_used_at, ?4) WHERE owner = ?1 AND conversation_id = ?2
+"""
+_DELETE_CONVERSATION: Final = "DELETE FROM conversations WHERE owner = ? AND conversation_id = ?"
+_TOUCH: Final = """
+UPDATE conversations SET last_used_at = max(last_used_at, ?3) WHERE owner = ?1 AND conversation_id = ?2
+"""
+_ADD_ITEM: Final = """
+INSERT INTO items (owner, conversation_id, item_id, raw) VALUES (?, ?, ?, ?) ON CONFLICT DO NOTHING
+"""
+# Changes nothing but the count of changed rows, which is what says that there is room.
+_REQUIRE_ROOM: Final = """
+UPDATE conversations SET last_used_at = last_used_at WHERE owner = ?1 AND conversation_id = ?2
+AND (SELECT count(*) FROM items WHERE owner = ?1 AND conversation_id = ?2) <= ?3
+"""
+# A conversation without items is one row without an item, an unknown one is no row. So is one without `after`.
+_ITEMS: Final = """
+SELECT i.item_id, i.raw
+FROM conversations AS c
+LEFT JOIN items AS at ON at.owner = ?1 AND at.conversation_id = ?2 AND at.item_id = ?3
+LEFT JOIN items AS i ON i.owner = ?1 AND i.conversation_id = ?2 AND i.position {beyond} coalesce(at.position, {edge})
+WHERE c.owner = ?1 AND c.conversation_id = ?2 AND (?3 IS NULL OR at.position IS NOT NULL)
+ORDER BY i.position {direction} LIMIT ?4
+"""
+_PAGES: Final = {
+    "asc": _ITEMS.format(beyond=">", edge=0, direction="ASC"),
+    "desc": _ITEMS.format(beyond="<", edge=2**63 - 1, direction="DESC"),
 }
-# These say nothing against the connection: it goes on once they are over.
-_PASSING: Final = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL})
-# These fail one statement, and leave the transaction of its neighbours as it was.
-_STATEMENT_ERRORS: Final = (
-    sqlite3.IntegrityError,
-    sqlite3.DataError,
-    sqlite3.InterfaceError,
-    sqlite3.ProgrammingError,
-    OverflowError,
-    UnicodeError,
+_ITEM: Final = "SELECT item_id, raw FROM items WHERE owner = ? AND conversation_id = ? AND item_id = ?"
+_DELETE_ITEM: Final = "DELETE FROM items WHERE owner = ? AND conversation_id = ? AND item_id = ?"
+
+# --- The whole store ------------------------------------------------------------------------------
+
+# Leaves that nobody used, and from each on its ancestors, as long as nothing else continues them: children come first.
+_PURGEABLE: Final = """
+WITH RECURSIVE tail (owner, response_id, parent_id) AS (
+    SELECT * FROM (
+        SELECT leaf.owner, leaf.response_id, leaf.parent_id FROM turns AS leaf
+        WHERE coalesce(leaf.last_used_at, leaf.created_at) < ?1 AND leaf.lease_until IS NULL AND NOT EXISTS (
+            SELECT 1 FROM turns AS child WHERE child.owner = leaf.owner AND child.parent_id = leaf.response_id
+        )
+        LIMIT ?2
+    )
+    UNION ALL
+    SELECT parent.owner, parent.response_id, parent.parent_id
+    FROM tail JOIN turns AS parent ON parent.owner = tail.owner AND parent.response_id = tail.parent_id
+    WHERE coalesce(parent.last_used_at, parent.created_at) < ?1 AND parent.lease_until IS NULL AND NOT EXISTS (
+        SELECT 1 FROM turns AS child WHERE child.owner = parent.owner AND child.parent_id = parent.response_id
+        AND child.response_id <> tail.response_id
+    )
+    LIMIT ?2
 )
-
-
-class _Write(msgspec.Struct, frozen=True):
-    future: asyncio.Future[int]  # rows changed
-    sql: str
-    parameters: tuple[Any, ...]
-
-
-_Outcome = int | StoreUnavailable
+SELECT owner, response_id FROM tail
+"""
+# Checked again, because it was continued or used meanwhile, perhaps.
+_PURGE: Final = """
+DELETE FROM turns
+WHERE owner = ? AND response_id = ? AND coalesce(last_used_at, created_at) < ? AND lease_until IS NULL
+AND NOT EXISTS (SELECT 1 FROM turns AS child WHERE child.owner = turns.owner AND child.parent_id = turns.response_id)
+"""
+_PURGE_CONVERSATIONS: Final = """
+DELETE FROM conversations
+WHERE rowid IN (SELECT rowid FROM conversations WHERE last_used_at < ? ORDER BY last_used_at LIMIT ?)
+"""
+_INFO: Final = """
+SELECT
+    (SELECT count(*) FROM (SELECT owner FROM turns UNION SELECT owner FROM conversations)),
+    (SELECT count(*) FROM turns),
+    (SELECT count(*) FROM turns WHERE lease_until IS NOT NULL),
+    (SELECT count(*) FROM conversations),
+    (SELECT count(*) FROM items),
+    (SELECT page_count * page_size FROM pragma_page_count, pragma_page_size),
+    (SELECT min(created_at) FROM turns),
+    (SELECT max(created_at) FROM turns)
+"""
+_EXPORT: Final = """
+SELECT owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at, rowid
+FROM turns WHERE rowid > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY rowid LIMIT ?3
+"""
 
 
 class SqliteStore:
     """A `Store` in one SQLite file, or in memory.
 
-    A caller that is cancelled while it waits for `put` or `delete` only stops waiting: the
+    A caller that is cancelled while it waits for a write only stops waiting: the
     write keeps its place and is committed.
 
     Args:
-        path: the file; it is made, readable by its user alone, if there is none. None is a database in memory.
+        path: the file; None is a database in memory.
+        make: whether it is made, readable by its user alone, if there is none.
         writes_queued_max: how many writes may wait for the writer; one more is refused.
         chain_turns_max: a longer chain counts as broken.
+        conversation_items_max: how many items a conversation may hold.
         lock_wait_seconds_max: how long a write waits for another program's lock.
 
     Raises:
@@ -120,201 +197,195 @@ class SqliteStore:
         self,
         path: Path | None,
         *,
+        make: bool = True,
         writes_queued_max: int = WRITES_QUEUED_MAX,
         chain_turns_max: int = CHAIN_TURNS_MAX,
+        conversation_items_max: int = CONVERSATION_ITEMS_MAX,
         lock_wait_seconds_max: float = LOCK_WAIT_SECONDS_MAX,
     ) -> None:
-        self._path = path.absolute() if path else None
-        self._writes_queued_max = writes_queued_max
         self._chain_turns_max = chain_turns_max
-        self._lock_wait_seconds_max = lock_wait_seconds_max
-        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()  # None closes
-        self._closing = False
-        # In memory both share one connection, and this lock keeps reads out of half a transaction. A file's reader
-        # has its own, so that no read waits for an fsync.
-        self._write_lock = threading.Lock()
-        self._read_lock = self._write_lock if path is None else threading.Lock()
-        try:
-            self._make_file()
-            self._writer: sqlite3.Connection | None = self._connect_writer()
-            self._reader: sqlite3.Connection | None = self._connect_reader()
-        except (OSError, sqlite3.Error) as error:
-            raise _unavailable(error) from None
-        self._thread = threading.Thread(target=self._write_until_closed, name="openline-store", daemon=True)
-        self._thread.start()
+        self._items_max = conversation_items_max
+        self._file = SqliteFile(
+            path, make=make, writes_queued_max=writes_queued_max, lock_wait_seconds_max=lock_wait_seconds_max
+        )
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "open" if self._writer else "reopening"
-        return f"<SqliteStore {self._path or ':memory:'} {state} queued={self._queue.qsize()}>"
+        return f"<SqliteStore {self._file!r}>"
 
-    async def put(self, owner: str, turn: StoredTurn) -> None:
-        """Keep a turn; when this returns it has been committed. See `Store.put`."""
-        await self._write(
-            _PUT,
-            (
-                owner,
-                turn.response_id,
-                turn.parent_id,
-                turn.created_at,
-                turn.status,
-                turn.chainable,
-                turn.input,
-                turn.response,
-            ),
+    async def open(self) -> None:
+        """It is open since it was made. See `Store.open`."""
+
+    async def close(self) -> None:
+        """Commit what waits and let go of the file. See `Store.close`."""
+        await self._file.close()
+
+    # --- Turns ------------------------------------------------------------------------------------
+
+    async def put(
+        self, owner: str, turn: StoredTurn, *, events: bytes | None = None, appends: Appended | None = None
+    ) -> None:
+        """Keep a turn, and all that comes with it. See `Store.put`."""
+        row = (
+            owner,
+            turn.response_id,
+            turn.parent_id,
+            turn.created_at,
+            turn.status,
+            turn.chainable,
+            turn.input,
+            turn.response,
+            turn.lease_until,
+            turn.last_used_at,
         )
+        statements = [Statement(_PUT, row, _TURN_KEPT_ALREADY)]
+        if events is not None:
+            statements.append(Statement(_PUT_EVENTS, (owner, turn.response_id, events)))
+        if appends is not None:
+            statements += self._appending(owner, appends)
+        await self._file.write(*statements)
 
     async def get(self, owner: str, response_id: str) -> StoredTurn | None:
         """One turn, or None. See `Store.get`."""
-        rows = self._read(_GET, (owner, response_id))
+        rows = self._file.read(_GET, (owner, response_id))
         return _turn(rows[0]) if rows else None
 
     async def chain(self, owner: str, response_id: str) -> list[StoredTurn] | None:
         """The turns from the chain's start to this one. See `Store.chain`."""
-        rows = self._read(_CHAIN, (owner, response_id, self._chain_turns_max))
+        rows = self._file.read(_CHAIN, (owner, response_id, self._chain_turns_max))
         rows.sort(key=_depth, reverse=True)
         turns = [_turn(row) for row in rows]
         return turns if turns and turns[0].parent_id is None else None
 
+    async def events(self, owner: str, response_id: str) -> bytes | None:
+        """The stream of events that was kept with a turn, or None. See `Store.events`."""
+        rows = self._file.read(_EVENTS, (owner, response_id))
+        return rows[0][0] if rows else None
+
     async def delete(self, owner: str, response_id: str) -> bool:
         """Forget a turn; False if there was none. See `Store.delete`."""
-        # A write fails on an id that SQLite does not take, such as a lone surrogate; a look-up finds nothing.
-        if await self.get(owner, response_id) is None:
-            return False
-        return await self._write(_DELETE, (owner, response_id)) > 0
+        return await self._changes(_DELETE, owner, response_id)
 
-    async def close(self) -> None:
-        """Commit what waits and let go of the file. Safe to call twice; what comes later is refused."""
-        if not self._closing:
-            self._closing = True
-            self._queue.put(None)
-            self._drop_reader()  # so that the writer is the last one out, and leaves one tidy file
-        await asyncio.to_thread(self._thread.join)
+    async def renew(self, turns: Sequence[tuple[str, str]], until: int) -> int:
+        """Extend the leases of unfinished turns. See `Store.renew`."""
+        return await self._file.write(*(Statement(_RENEW, (until, *turn)) for turn in turns))
 
-    # --- Reading, where it is called --------------------------------------------------------------
+    async def unfinished(self, now: int) -> list[tuple[str, StoredTurn]]:
+        """Turns whose lease has ended. See `Store.unfinished`."""
+        return [(row[0], _turn(row[1:])) for row in self._file.read(_UNFINISHED, (now, UNFINISHED_MAX))]
 
-    def _read(self, sql: str, parameters: tuple[Any, ...]) -> list[Any]:
-        if self._closing:
-            raise StoreUnavailable("it is closed")
-        try:
-            with self._read_lock:
-                if self._reader is None:
-                    self._reader = self._connect_reader()
-                return self._reader.execute(sql, parameters).fetchall()
-        except UnicodeEncodeError:
-            return []  # a lone surrogate: no row has such an id, and SQLite takes none
-        except sqlite3.Error as error:
-            if not _passes(error):
-                self._drop_reader()
-            raise _unavailable(error) from None
+    async def used(self, owner: str, kept_id: str, at: int) -> None:
+        """Mark a turn, and so the chain that leads to it, or a conversation, as used. See `Store.used`."""
+        if can_be_id(owner, kept_id):
+            which = (owner, kept_id, at)
+            await self._file.write(Statement(_USED, which), Statement(_TOUCH, which))
 
-    def _drop_reader(self) -> None:
-        if self._path is None:  # it is the writer's
-            return
-        with self._read_lock:
-            if self._reader is not None:
-                self._reader.close()
-                self._reader = None
+    # --- Conversations ----------------------------------------------------------------------------
 
-    # --- Writing, on the store's thread ------------------------------------------------------------
+    async def create_conversation(
+        self, owner: str, conversation: Conversation, items: Sequence[ConversationItem] = ()
+    ) -> None:
+        """Keep a new conversation and its first items. See `Store.create_conversation`."""
+        at = conversation.created_at
+        row = (owner, conversation.id, at, at, conversation.metadata)
+        appending = self._appending(owner, Appended(conversation.id, tuple(items), at)) if items else []
+        await self._file.write(Statement(_CREATE, row, _CONVERSATION_KEPT_ALREADY), *appending)
 
-    async def _write(self, sql: str, parameters: tuple[Any, ...]) -> int:
-        if self._closing:
-            raise StoreUnavailable("it is closed")
-        if self._queue.qsize() >= self._writes_queued_max:
-            raise StoreUnavailable(f"it is behind, {self._writes_queued_max} writes wait already")
-        future = asyncio.get_running_loop().create_future()
-        self._queue.put(_Write(future, sql, parameters))
-        return await future
+    async def conversation(self, owner: str, conversation_id: str) -> Conversation | None:
+        """One conversation, or None. See `Store.conversation`."""
+        rows = self._file.read(_CONVERSATION, (owner, conversation_id))
+        return Conversation(*rows[0]) if rows else None
 
-    def _write_until_closed(self) -> None:
-        closed = False
-        while not closed:
-            waiting = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    waiting.append(self._queue.get_nowait())
-            closed = waiting[-1] is None
-            writes = [write for write in waiting if write is not None]
-            if writes:
-                _report(writes, self._commit(writes))
-        if self._writer is not None:
-            self._drop_writer()
+    async def set_metadata(self, owner: str, conversation_id: str, metadata: bytes, at: int) -> bool:
+        """Replace a conversation's metadata. See `Store.set_metadata`."""
+        return await self._changes(_SET_METADATA, owner, conversation_id, metadata, at)
 
-    def _commit(self, writes: list[_Write]) -> list[_Outcome]:
-        """One transaction; what each write came to, once the commit is on the disk."""
-        with self._write_lock:
-            try:
-                if self._writer is None:
-                    self._writer = self._connect_writer()
-                self._writer.execute("BEGIN IMMEDIATE")
-                outcomes = [_apply(self._writer, write) for write in writes]
-                self._writer.execute("COMMIT")
-                return outcomes
-            except Exception as error:  # noqa: BLE001 - whatever it is, the next writes need this thread
-                self._recover(error)
-                return [_unavailable(error) for _ in writes]
+    async def delete_conversation(self, owner: str, conversation_id: str) -> bool:
+        """Forget a conversation and its items. See `Store.delete_conversation`."""
+        return await self._changes(_DELETE_CONVERSATION, owner, conversation_id)
 
-    def _recover(self, error: Exception) -> None:
-        if self._writer is None:
-            return
-        with contextlib.suppress(sqlite3.Error):
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
-        if self._path is not None and not _passes(error):
-            self._drop_writer()
-            self._drop_reader()  # whoever mends the file may put another in its place
+    async def append(self, owner: str, appended: Appended) -> None:
+        """Add items to a conversation's end. See `Store.append`."""
+        if not can_be_id(appended.conversation_id):
+            raise UnknownConversation(*_UNKNOWN_CONVERSATION.args)
+        await self._file.write(*self._appending(owner, appended))
 
-    def _drop_writer(self) -> None:
-        if self._writer is not None:
-            with contextlib.suppress(sqlite3.Error):
-                self._writer.close()
-            self._writer = None
+    async def items(
+        self,
+        owner: str,
+        conversation_id: str,
+        *,
+        limit: int,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "asc",
+    ) -> ItemPage | None:
+        """A page of a conversation's items. See `Store.items`."""
+        items = _items(self._file.read(_PAGES[order], (owner, conversation_id, after, limit + 1)))
+        return None if items is None else ItemPage(items[:limit], len(items) > limit)
 
-    # --- Connections --------------------------------------------------------------------------------
+    async def all_items(self, owner: str, conversation_id: str) -> list[ConversationItem] | None:
+        """Every item in the order of their addition. See `Store.all_items`."""
+        return _items(self._file.read(_PAGES["asc"], (owner, conversation_id, None, -1)))
 
-    def _make_file(self) -> None:
-        """Make the file before SQLite does, so that only its user can read it; SQLite's own files take its mode."""
-        if self._path is not None:
-            os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
+    async def item(self, owner: str, conversation_id: str, item_id: str) -> ConversationItem | None:
+        """One item, or None. See `Store.item`."""
+        rows = self._file.read(_ITEM, (owner, conversation_id, item_id))
+        return ConversationItem(*rows[0]) if rows else None
 
-    def _connect_writer(self) -> sqlite3.Connection:
-        connection = self._connect(self._lock_wait_seconds_max)
-        try:
-            migrate(connection)
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
-            if self._path is not None and mode != "wal":
-                raise StoreUnavailable("it is on a file system that cannot share memory, which WAL needs")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("PRAGMA secure_delete = ON")  # a deleted turn is overwritten, not only unlinked
-            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES_KEPT_MAX}")
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    async def delete_item(self, owner: str, conversation_id: str, item_id: str) -> bool:
+        """Forget an item; False if there was none. See `Store.delete_item`."""
+        return await self._changes(_DELETE_ITEM, owner, conversation_id, item_id)
 
-    def _connect_reader(self) -> sqlite3.Connection:
-        if self._path is None:
-            assert self._writer is not None
-            return self._writer
-        connection = self._connect(_READ_LOCK_WAIT_SECONDS_MAX)
-        try:
-            connection.execute("PRAGMA query_only = ON")
-            connection.execute("PRAGMA temp_store = MEMORY")  # a chain's rows stay out of temporary files
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def _appending(self, owner: str, appended: Appended) -> list[Statement]:
+        whose = (owner, appended.conversation_id)
+        full = ConversationFull(f"the conversation cannot hold more than {self._items_max} items")
+        return [
+            Statement(_TOUCH, (*whose, appended.at), _UNKNOWN_CONVERSATION),
+            *(Statement(_ADD_ITEM, (*whose, item.id, item.raw), _DUPLICATE_ITEM) for item in appended.items),
+            Statement(_REQUIRE_ROOM, (*whose, self._items_max), full),
+        ]
 
-    def _connect(self, lock_wait_seconds: float) -> sqlite3.Connection:
-        # mode=rw: a file that has gone is an error, not a new and empty store.
-        database = ":memory:" if self._path is None else f"{self._path.as_uri()}?mode=rw"
-        return sqlite3.connect(
-            database,
-            uri=True,
-            timeout=lock_wait_seconds,
-            isolation_level=None,  # transactions are ours
-            check_same_thread=False,  # opened at start, written on the store's thread
+    # --- Looking after it -------------------------------------------------------------------------
+
+    async def purge(self, before: int, limit: int) -> int:
+        """Delete what was made and last used before a time. See `Store.purge`."""
+        # The search goes over all that is old, and so not on the thread that others wait for.
+        found = await self._file.read_apart(_PURGEABLE, (before, limit))
+        purging = [Statement(_PURGE, (owner, response_id, before)) for owner, response_id in found]
+        turns = await self._file.write(*purging) if purging else 0
+        if turns == limit:
+            return turns
+        return turns + await self._file.write(Statement(_PURGE_CONVERSATIONS, (before, limit - turns)))
+
+    async def info(self) -> StoreInfo:
+        """What it holds. See `Store.info`."""
+        ((owners, turns, unfinished, conversations, items, size, oldest, newest),) = await self._file.read_apart(
+            _INFO, ()
         )
+        return StoreInfo(
+            schema=len(MIGRATIONS),
+            owners=owners,
+            turns=turns,
+            unfinished=unfinished,
+            conversations=conversations,
+            items=items,
+            bytes=size,
+            oldest=oldest,
+            newest=newest,
+        )
+
+    async def export(self, owner: str | None = None) -> AsyncIterator[tuple[str, StoredTurn]]:
+        """Every turn. See `Store.export`."""
+        row_id = 0
+        while rows := await self._file.read_apart(_EXPORT, (row_id, owner, _EXPORTED_AT_ONCE)):
+            for row in rows:
+                yield row[0], _turn(row[1:])
+            row_id = rows[-1][-1]
+
+    async def _changes(self, sql: str, *parameters: Any) -> bool:
+        """Whether a write found its row."""
+        if not can_be_id(*(each for each in parameters if isinstance(each, str))):
+            return False
+        return await self._file.write(Statement(sql, parameters)) > 0
 
 
 def _turn(row: Any) -> StoredTurn:
@@ -326,53 +397,13 @@ def _turn(row: Any) -> StoredTurn:
         chainable=bool(row[4]),
         input=row[5],
         response=row[6],
+        lease_until=row[7],
+        last_used_at=row[8],
     )
 
 
-def _apply(connection: sqlite3.Connection, write: _Write) -> _Outcome:
-    try:
-        return connection.execute(write.sql, write.parameters).rowcount
-    except _STATEMENT_ERRORS as error:
-        return _unavailable(error)
-
-
-def _report(writes: list[_Write], outcomes: list[_Outcome]) -> None:
-    """Wake whoever waits, with one call for each event loop."""
-    loops: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[int], _Outcome]]] = {}
-    for write, outcome in zip(writes, outcomes, strict=True):
-        loops.setdefault(write.future.get_loop(), []).append((write.future, outcome))
-    for loop, done in loops.items():
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits
-            loop.call_soon_threadsafe(_resolve, done)
-
-
-def _resolve(done: list[tuple[asyncio.Future[int], _Outcome]]) -> None:
-    for future, outcome in done:
-        if future.done():  # its caller was cancelled
-            continue
-        if isinstance(outcome, int):
-            future.set_result(outcome)
-        else:
-            future.set_exception(outcome)
-
-
-def _passes(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and _code(error) & 0xFF in _PASSING
-
-
-def _code(error: sqlite3.Error) -> int:
-    # Errors of the module itself, such as a closed connection, have no code.
-    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-
-
-def _unavailable(error: Exception) -> StoreUnavailable:
-    """The kind of an error as half a sentence, without the library's text, which may quote content."""
-    if isinstance(error, StoreUnavailable):
-        return StoreUnavailable(*error.args)  # each waiter gets its own: a raised exception collects tracebacks
-    if isinstance(error, sqlite3.Error):
-        code = _code(error)
-        reason = _REASONS.get(code & 0xFF, "failed")
-        return StoreUnavailable(f"it {reason} ({getattr(error, 'sqlite_errorname', type(error).__name__)})")
-    if isinstance(error, OSError):
-        return StoreUnavailable(f"it cannot be opened, {error.strerror}")
-    return StoreUnavailable(f"it failed ({type(error).__name__})")
+def _items(rows: list[Any]) -> list[ConversationItem] | None:
+    """The items of a page's rows; None if there is no such conversation, or not what the page follows."""
+    if not rows:
+        return None
+    return [ConversationItem(*row) for row in rows if row[0] is not None]
