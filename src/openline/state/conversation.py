@@ -1,13 +1,16 @@
-"""How `previous_response_id` finds a conversation: in the connection's memory, else in the store."""
+"""How `previous_response_id` and `conversation` find what came before: in the connection's memory, else in the store."""
 
 from __future__ import annotations
 
 import msgspec
 
-from openline.protocol.errors import previous_response_not_found
+from openline.protocol.errors import ProtocolError, previous_response_not_found
 from openline.protocol.items import read_item
 from openline.state.cache import Anchor, ConnectionCache
-from openline.state.context import EMPTY
+from openline.state.context import EMPTY, ContextNode
+from openline.state.retention import mark_used
+from openline.state.sealed_items import opened
+from openline.state.sealing import Seal
 from openline.state.store import Store, StoredTurn
 
 
@@ -20,7 +23,9 @@ _raw_items = msgspec.json.Decoder(list[msgspec.Raw])
 _output = msgspec.json.Decoder(_Output)
 
 
-async def find_anchor(owner: str, response_id: str, cache: ConnectionCache | None, store: Store) -> Anchor:
+async def find_anchor(
+    owner: str, response_id: str, cache: ConnectionCache | None, store: Store, seal: Seal, *, now: float = 0.0
+) -> Anchor:
     """What `previous_response_id` names: out of the connection's memory, else out of the store.
 
     Args:
@@ -28,6 +33,8 @@ async def find_anchor(owner: str, response_id: str, cache: ConnectionCache | Non
         response_id: the id that the client sent.
         cache: the connection's, None over HTTP.
         store: where responses with `store: true` are.
+        seal: opens what clients hold for us.
+        now: Unix seconds, at which what is found in the store counts as used.
 
     Raises:
         ProtocolError: `previous_response_not_found`, the same for every reason.
@@ -41,15 +48,38 @@ async def find_anchor(owner: str, response_id: str, cache: ConnectionCache | Non
     chain = await store.chain(owner, response_id)
     if chain is None:
         raise previous_response_not_found(response_id)
-    return _hydrate(chain)
+    await mark_used(store, owner, chain[-1], now)
+    return _hydrate(chain, owner, seal)
 
 
-def _hydrate(chain: list[StoredTurn]) -> Anchor:
+async def conversation_node(owner: str, conversation_id: str, store: Store, seal: Seal) -> ContextNode:
+    """The context that a conversation's items make.
+
+    Raises:
+        ProtocolError: there is no such conversation.
+        StoreUnavailable: the store cannot be read.
+
+    Source: Responses API reference, "conversation".
+    """
+    items = await store.all_items(owner, conversation_id)
+    if items is None:
+        raise conversation_not_found(conversation_id)
+    return EMPTY.extend(opened((read_item(item.raw, "conversation") for item in items), owner, seal))
+
+
+def conversation_not_found(conversation_id: str) -> ProtocolError:
+    """The one error for an id that is unknown or another owner's."""
+    message = f"Conversation with id '{conversation_id}' not found."
+    return ProtocolError("not_found", message, param="conversation")
+
+
+def _hydrate(chain: list[StoredTurn], owner: str, seal: Seal) -> Anchor:
     node = EMPTY
     model = ""
     for turn in chain:
         answer = _output.decode(turn.response)
-        raws = (*_raw_items.decode(turn.input), *answer.output)
-        node = node.extend([read_item(raw, "input") for raw in raws])
+        for raws in (_raw_items.decode(turn.input), answer.output):
+            items = (read_item(raw, "input") for raw in raws)
+            node = node.extend(opened(items, owner, seal, param="previous_response_id"))
         model = answer.model
     return Anchor(response_id=chain[-1].response_id, node=node, model=model, stored=True)
