@@ -73,10 +73,29 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     created_wait_seconds_max: Seconds = 0.25  # Agents SDKs take a silent start for a lost frame
 
 
+class ResumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`[resume]`: what of a turn is kept in memory for those who come back."""
+
+    seconds: Seconds = 300.0  # OpenAI keeps unstored background responses for ten minutes
+    bytes_max: Count = 64 * 1024 * 1024
+    background_active_max: Count = 256
+    lease_seconds: Seconds = 15.0  # a process that has not said for so long that its turns run has stopped
+
+
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """`[store]`: where responses with `store: true` are kept; empty is one file in the user's data directory."""
+    """`[store]`: where responses with `store: true` are kept.
+
+    Attributes:
+        url: empty is one file in the user's data directory.
+        sealing_key_file: the key of what clients hold for us; empty is beside the store's file.
+        retain_days: after so long without use a turn or a conversation is deleted; 0 keeps them for ever.
+        pool_connections_max: to a PostgreSQL server, of each process.
+    """
 
     url: str = ""
+    sealing_key_file: str = ""
+    retain_days: Annotated[int, Meta(ge=0, le=36_500)] = 30  # OpenAI keeps responses for 30 days
+    pool_connections_max: Count = 10  # a server has 100 unless told otherwise, and often several clients
 
 
 class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -157,6 +176,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: ServerSettings = ServerSettings()
     limits: LimitSettings = LimitSettings()
+    resume: ResumeSettings = ResumeSettings()
     store: StoreSettings = StoreSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     keys: tuple[KeySettings, ...] = ()
@@ -164,7 +184,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 _ENV_PREFIX: Final = "OPENLINE_"
 # Sections whose fields each have an environment variable: OPENLINE_HOST, OPENLINE_PING_SECONDS, …
-_ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings}
+_ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings, "store": StoreSettings}
+_ENV_NOT: Final = frozenset({"url"})  # the store's: it has its flag's name, OPENLINE_STORE
 _ENV_LISTS: Final = frozenset({"allowed_origins"})  # several, apart by blanks
 _SPEC_KINDS: Final = ("chat", "responses", "gguf", "scripted")
 _URL_KINDS: Final = frozenset({"chat", "responses"})
@@ -185,14 +206,14 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
     for section, settings in _ENV_SECTIONS.items():
         for field in settings.__struct_fields__:
             value = environ.get(f"{_ENV_PREFIX}{field.upper()}")
-            if value is not None:
+            if value is not None and field not in _ENV_NOT:
                 _table(tables, section)[field] = value.split() if field in _ENV_LISTS else value
     specs = flags.get("upstream") or environ.get("OPENLINE_UPSTREAM", "").split()
     if specs:
         tables["upstreams"] = [msgspec.to_builtins(parse_upstream(spec)) for spec in specs]
     store = flags.get("store") or environ.get("OPENLINE_STORE")
     if store:
-        tables["store"] = {"url": store}
+        _table(tables, "store")["url"] = store
     for field in ServerSettings.__struct_fields__:
         if flags.get(field) is not None:
             _table(tables, "server")[field] = flags[field]

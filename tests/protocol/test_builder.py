@@ -13,10 +13,12 @@ from openline.protocol.deltas import (
     RefusalDelta,
     TextDelta,
     Timings,
+    UpstreamEvent,
     Usage,
 )
 from openline.protocol.states import IllegalTransition
-from protocol.pair import NOW, Pair, check_sequence, opening, played
+from protocol import upstream
+from protocol.pair import NOW, Pair, check_sequence, opening, over_the_wire, played
 
 OPEN = ["created", "in_progress"]
 LOGPROB = {"token": "a", "bytes": [97], "logprob": -0.5, "top_logprobs": []}
@@ -335,6 +337,162 @@ def test_turn_that_could_not_be_kept_fails():
     check_sequence(pair.events)
     assert (response["error"]["code"], response["completed_at"]) == ("store_unavailable", None)
     assert response["output"][0]["status"] == "completed"
+
+
+# --- Steered: it ends where no item is open
+
+
+def steered_types(before, behind):
+    """A response that is steered behind some deltas: the events that come of the others, and of its end."""
+    pair = Pair()
+    pair.send(*before)
+    pair.server.yield_at_boundary()
+    count = len(pair.types)
+    pair.send(*behind)
+    response = pair.finish()
+    check_sequence(pair.events)
+    assert pair.server.yielded == (response["incomplete_details"] == {"reason": "steered"})
+    return pair.types[count:], response
+
+
+@pytest.mark.parametrize(
+    ("before", "behind", "cut"),
+    [
+        ([], [], True),
+        ([ReasoningDelta("hm")], [ReasoningDelta("m"), TextDelta("a")], True),
+        ([TextDelta("a")], [TextDelta("b"), Ended()], False),
+        ([TextDelta("a")], [RefusalDelta("no"), Ended()], False),
+        ([TextDelta("a")], [call(), CallDelta("{}"), Ended()], True),
+        ([TextDelta("a")], [Usage(1), Ended("max_output_tokens")], False),
+        ([call(), CallDelta("{")], [CallDelta("}"), call("g", 1), TextDelta("a"), Ended()], False),
+        ([call(), TextDelta("a")], [TextDelta("b"), Ended()], False),
+        ([Ended()], [], False),
+    ],
+    ids=[
+        "nothing said",
+        "reasoning ends",
+        "text ends",
+        "another part of the item",
+        "call begins",
+        "tokens end",
+        "in a call",
+        "behind a call",
+        "over",
+    ],
+)
+def test_steered_response_ends_before_its_next_item(before, behind, cut):
+    """The item that is being written finishes, another does not begin; not where a call waits for the client.
+
+    Source: Mid-turn steering guide, "Safe boundary".
+    """
+    types, response = steered_types(before, behind)
+    assert (response["incomplete_details"] == {"reason": "steered"}) == cut
+    assert types[-1] == ("incomplete" if response["incomplete_details"] else "completed")
+    if cut:
+        assert "output_item.added" not in types
+        assert {item["status"] for item in response["output"]} <= {"completed"}
+
+
+def test_steered_response_hears_its_engine_out_where_it_is_not_cut():
+    """What comes behind its end, as the tokens that were used, still counts (Mid-turn steering guide, "Outcomes")."""
+    pair = Pair()
+    pair.send(TextDelta("a"))
+    pair.server.yield_at_boundary()
+    pair.send(Ended())
+    assert not pair.server.yielded
+    pair.send(Usage(3))
+    assert pair.finish()["usage"]["total_tokens"] == 3
+
+
+def test_steer_that_came_before_the_opening_counts():
+    """It may be known earlier than the first delta."""
+    pair = Pair()
+    pair.server.yield_at_boundary()
+    assert pair.send() == []
+    assert pair.finish()["incomplete_details"] == {"reason": "steered"}
+
+
+def items(*kinds):
+    """An upstream's items, each as the list of its events."""
+    return [getattr(upstream, kind)(index) for index, kind in enumerate(kinds)]
+
+
+def test_steered_upstream_is_cut_between_two_items():
+    """As soon as the first one is done, and what came in the same read is not begun (Mid-turn steering guide)."""
+    first, second = items("reasoning", "message")
+    for batch in (first[1:], [*first[1:], *second]):
+        types, response = steered_types([UpstreamEvent(first[0])], [UpstreamEvent(event) for event in batch])
+        assert types[-2:] == ["output_item.done", "incomplete"]
+        assert [item["type"] for item in response["output"]] == ["reasoning"]
+
+
+def test_steered_upstream_finishes_what_runs_side_by_side():
+    """Hosted tools that run at once all finish (Mid-turn steering guide, "Safe boundary")."""
+    first, second = items("web_search", "web_search")
+    third = upstream.message(2)
+    first_done, second_done = first.pop(), second.pop()
+    types, response = steered_types(
+        [UpstreamEvent(event) for event in (*first, second[0])],
+        [UpstreamEvent(event) for event in (first_done, *second[1:], second_done, *third)],
+    )
+    assert types.count("output_item.done") == 2
+    assert [item["status"] for item in response["output"]] == ["completed", "completed"]
+    assert response["incomplete_details"] == {"reason": "steered"}
+
+
+APPROVAL = {"type": "mcp_approval_request", "name": "f", "arguments": "{}", "server_label": "s"}
+SHELL = {"type": "shell_call", "call_id": "call_1", "status": "completed", "action": {"commands": ["ls"]}}
+
+
+def whole(item, index):
+    return UpstreamEvent({"type": "response.output_item.done", "output_index": index, "item": item})
+
+
+def test_steered_response_is_not_cut_where_an_approval_is_asked():
+    """It completes, and waits for the client (Mid-turn steering guide, "Outcomes")."""
+    added, *rest = (UpstreamEvent(event) for event in upstream.web_search(0))
+    pair = Pair()
+    pair.send(added)
+    pair.server.yield_at_boundary()
+    pair.send(whole(APPROVAL, 1))
+    pair.send(*rest)
+    assert not pair.server.yielded
+    pair.send(Ended())
+    assert pair.finish()["status"] == "completed"
+
+
+def test_steered_response_is_cut_behind_a_tool_that_the_server_ran():
+    """The output that the same response holds has answered the call (Mid-turn steering guide, "Safe boundary")."""
+    pair = Pair()
+    pair.send(UpstreamEvent({"type": "response.output_item.added", "output_index": 0, "item": SHELL}))
+    pair.server.yield_at_boundary()
+    pair.send(whole(SHELL, 0))
+    assert not pair.server.yielded
+    pair.send(whole({"type": "shell_call_output", "call_id": "call_1", "output": []}, 1))
+    assert pair.server.yielded
+    assert [item["type"] for item in pair.finish()["output"]] == ["shell_call", "shell_call_output"]
+
+
+@pytest.mark.parametrize("at", ["opened", "in an item", "kept"])
+def test_told_events_are_counted_and_change_nothing(at):
+    """Steering events stand in the response's own numbers (Mid-turn steering guide, `sequence_number`)."""
+    pair = Pair()
+    if at != "opened":
+        pair.send(TextDelta("a"))
+    before = pair.server.fold.snapshot()
+    kept = pair.server.final(NOW) if at == "kept" else None
+    told = pair._carry(pair.server.tell("response.steer.accepted", {"steer": {"id": "steer_1"}}))
+    assert told[-1] == {
+        "type": "response.steer.accepted",
+        "sequence_number": len(pair.events) - 1,
+        "steer": {"id": "steer_1"},
+    }
+    if kept is None:
+        assert pair.server.fold.snapshot() == before
+        kept = pair.server.final(NOW)
+    pair._carry(pair.server.announce(kept))
+    check_sequence(pair.events)
+    assert pair.events[-1]["response"] == over_the_wire(kept)
 
 
 # --- Who uses it wrongly

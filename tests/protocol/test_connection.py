@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from openline.protocol.connection import Connection, Limits, Start, frame
 from openline.protocol.errors import ProtocolError
+from openline.protocol.events import Cancel, Inject, Refused, Steer, SteerRefused
 from openline.protocol.states import IllegalTransition
 
 
@@ -258,6 +259,171 @@ def test_error_without_a_lane_disturbs_none(connection, message):
         connection.receive(message)
     assert startable(connection) == []
     assert end(connection) == ["2"]
+
+
+# --- Messages that wait in no lane
+
+
+@pytest.mark.parametrize(
+    ("message", "kind"),
+    [
+        ({"type": "response.steer", "previous_response_id": "resp_1", "input": "Go on."}, Steer),
+        ({"type": "response.cancel", "response_id": "resp_1"}, Cancel),
+        ({"type": "response.inject", "response_id": "resp_1", "input": []}, Inject),
+    ],
+    ids=["steer", "cancel", "inject"],
+)
+def test_what_is_about_a_turn_waits_in_no_lane(connection, message, kind):
+    """It is for the caller to act on at once, whatever waits (WebSocket mode guide, "Client events")."""
+    receive(connection, create("1"), create("2"))
+    assert isinstance(connection.receive(json.dumps(message)), kind)
+    assert startable(connection) == []
+    assert end(connection) == ["2"]
+
+
+@pytest.mark.parametrize("message", [create("1"), refused("1"), '{"type":"response.processed"}'])
+def test_what_has_its_place_in_a_lane_is_not_for_the_caller(connection, message):
+    """`next_turn` gives it (WebSocket mode guide, "stream_id")."""
+    assert connection.receive(message) is None
+
+
+def test_refused_steer_takes_no_place(connection):
+    """It is answered by an event of its own (Mid-turn steering guide, "response.steer.failed")."""
+    receive(connection, create("1"))
+    with pytest.raises(SteerRefused) as caught:
+        connection.receive('{"type":"response.steer","previous_response_id":"r","input":"x","stream_id":"a"}')
+    assert caught.value.code == "invalid_input"
+    assert repr(connection) == "<Connection lanes=1 active=1 queued=0>"
+
+
+# --- What goes on by itself, and what is cancelled before it starts
+
+
+def successor(name: str, lane: str | None = None) -> Start:
+    """A create that no message of the client's stands for."""
+    connection = Connection(Limits())
+    connection.receive(create(name, lane))
+    start = connection.next_turn()
+    assert isinstance(start, Start)
+    return msgspec.structs.replace(start, is_successor=True)
+
+
+@pytest.mark.parametrize("lane", [None, "a"])
+def test_successor_goes_before_what_waits_in_its_lane(connection, lane):
+    """A terminal event does not prove that the lane is idle (Mid-turn steering guide, "Outcomes")."""
+    receive(connection, create("1", lane), create("2", lane))
+    connection.end_turn(lane, successor("1b", lane))
+    assert not connection.is_idle
+    assert startable(connection) == ["1b"]
+    assert end(connection, lane) == ["2"]
+    assert end(connection, lane) == []
+    assert connection.is_idle
+
+
+def test_successor_waits_for_a_slot_as_any_create():
+    """Its predecessor's goes to the lane that waited longest (WebSocket mode guide, "Limits")."""
+    connection = Connection(Limits(responses_active_max=1))
+    receive(connection, create("a1", "a"), create("b1", "b"))
+    connection.end_turn("a", successor("a1b", "a"))
+    assert startable(connection) == ["b1"]
+    assert repr(connection) == "<Connection lanes=3 active=1 queued=1>"
+    assert end(connection, "b") == ["a1b"]
+
+
+def test_successor_is_no_create_too_many():
+    """A full queue refuses what the client sends, not what it was promised; and the count holds."""
+    connection = Connection(Limits(creates_queued_max=1, creates_queued_bytes_max=100))
+    receive(connection, create("1"))
+    receive(connection, create("2"))
+    connection.end_turn(None, successor("1b"))
+    with pytest.raises(ProtocolError, match="2 creates wait"):
+        connection.receive(create("3"))
+    assert [startable(connection), end(connection), end(connection)] == [["1b"], ["2"], []]
+    assert receive(connection, create("4", instructions="x" * 200)) == ["4"]
+    assert repr(connection) == "<Connection lanes=1 active=1 queued=0>"
+
+
+@pytest.mark.parametrize(
+    ("waiting", "continued"),
+    [
+        ([], False),
+        ([create("2", previous_response_id="resp_1")], True),
+        ([create("2", previous_response_id="resp_0"), create("3", previous_response_id="resp_1")], False),
+        ([create("2")], False),
+        ([create("2", "b", previous_response_id="resp_1")], False),
+        ([create("2", previous_response_id="resp_1", background=True)], False),
+    ],
+    ids=["nothing", "continues it", "continues another first", "fresh", "fork", "refused"],
+)
+def test_lane_knows_whether_its_next_create_continues_a_response(connection, waiting, continued):
+    """Such a create takes the place of a successor (Mid-turn steering guide, "Outcomes")."""
+    for message in (create("1"), *waiting):
+        connection.receive(message)
+    connection.next_turn()
+    assert connection.is_continued(None, "resp_1") == continued
+
+
+def cancelled(connection: Connection, lane: str | None = None) -> list[str]:
+    """Cancel at a lane's head; what comes out, a refusal as its code."""
+    assert not connection.cancel_queued(lane)
+    codes: list[str] = []
+    while (turn := connection.next_turn()) is not None:
+        codes.append(turn.create.model if isinstance(turn, Start) else turn.error.code)
+    return codes
+
+
+@pytest.mark.parametrize("lane", [None, "a"])
+def test_create_at_the_head_is_cancelled_before_it_starts(lane):
+    """It is refused in its lane, needs no slot for that, and takes no parent with it; later creates go on.
+
+    Source: WebSocket mode guide, "Cancelling"; "Continuing": a cancellation evicts nothing.
+    """
+    connection = Connection(Limits(responses_active_max=1))
+    receive(connection, create("0", "busy"), create("1", lane, previous_response_id="resp_1"), create("2", lane))
+    assert not connection.cancel_queued(lane)
+    refusal = connection.next_turn()
+    assert isinstance(refusal, Refused)
+    assert (refusal.error.code, refusal.stream_id, refusal.previous_response_id) == ("request_cancelled", lane, None)
+    assert end(connection, lane) == []
+    assert end(connection, "busy") == ["2"]
+
+
+def test_nothing_that_runs_or_is_not_next_is_cancelled(connection):
+    """A cancel is for what the lane is at (WebSocket mode guide, "Cancelling")."""
+    assert cancelled(connection) == []
+    receive(connection, create("1"), create("2"))
+    assert cancelled(connection) == []
+    assert end(connection) == ["2"]
+
+
+def test_refusal_at_the_head_stays_what_it_is():
+    """It is over anyway (WebSocket mode guide, "Cancelling")."""
+    connection = Connection(Limits(responses_active_max=1))
+    for message in (create("0", "busy"), refused("1")):
+        connection.receive(message)
+    connection.next_turn()
+    assert cancelled(connection) == ["unsupported_parameter"]
+
+
+def test_cancelled_create_gives_its_bytes_back():
+    """What waits no more does not count (Limits)."""
+    connection = Connection(Limits(responses_active_max=1, creates_queued_bytes_max=1000))
+    receive(connection, create("0", "busy"))
+    receive(connection, create("1", instructions="x" * 2000))
+    assert cancelled(connection) == ["request_cancelled"]
+    connection.end_turn(None)
+    receive(connection, create("2"))
+    assert end(connection, "busy") == ["2"]
+
+
+def test_successor_that_has_not_started_is_for_the_caller_to_cancel():
+    """No create of the client's stands for it, so no error answers it (WebSocket mode guide, "Turn lifecycle")."""
+    connection = Connection(Limits(responses_active_max=1))
+    receive(connection, create("1"), create("0", "busy"))
+    connection.end_turn(None, successor("1b"))
+    assert startable(connection) == ["0"]
+    assert connection.cancel_queued(None)
+    assert end(connection, "busy") == ["1b"]
 
 
 # --- What the caller may not do

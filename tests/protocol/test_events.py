@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from openline.protocol import steering
 from openline.protocol.connection import Connection, Limits
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import (
@@ -16,6 +18,8 @@ from openline.protocol.events import (
     Processed,
     Refused,
     SocketCreate,
+    Steer,
+    SteerRefused,
     read_client_event,
     read_http_create,
     read_input,
@@ -235,7 +239,8 @@ WRONG = [
     ({"store": "true"}, "invalid_type", "store"),
     ({"generate": 0}, "invalid_type", "generate"),
     ({"previous_response_id": 1}, "invalid_type", "previous_response_id"),
-    ({"include": ["a", 5]}, "invalid_type", "include[1]"),
+    ({"include": ["reasoning.encrypted_content", 5]}, "invalid_type", "include[1]"),
+    ({"include": ["a"]}, "invalid_value", "include[0]"),
     ({"text": "json"}, "invalid_type", "text"),
     ({"temperature": "hot"}, "invalid_type", "temperature"),
     ({"temperature": 2.1}, "invalid_value", "temperature"),
@@ -252,10 +257,10 @@ WRONG = [
     ({"metadata": {"k" * 65: "v"}}, "invalid_value", "metadata"),
     ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata[*]"),
     ({"metadata": {str(n): "" for n in range(17)}}, "invalid_value", "metadata"),
-    ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
-    ({"conversation": {"id": "conv_1"}}, "unsupported_parameter", "conversation"),
+    ({"conversation": 5}, "invalid_type", "conversation"),
+    ({"conversation": {}}, "missing_required_parameter", "conversation"),
+    ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "invalid_request", "previous_response_id"),
     ({"prompt": {"id": "pmpt_1"}}, "unsupported_parameter", "prompt"),
-    ({"background": True}, "unsupported_parameter", "background"),
     ({"multi_agent": {"enabled": True}}, "unsupported_parameter", "multi_agent"),
 ]
 
@@ -308,6 +313,86 @@ def test_unsupported_field_tells_the_parent_too():
     """The same for a create that is well formed but asks too much (WebSocket mode guide, "Continuation")."""
     refused = refusal_in_lane(create(previous_response_id="resp_0", background=True))
     assert (refused.previous_response_id, refused.stream_id) == ("resp_0", None)
+
+
+# --- Steering, cancelling, injecting
+
+
+def client_event(kind: str, **fields: Any) -> Any:
+    return read_client_event(json.dumps({"type": f"response.{kind}", **fields}))
+
+
+def steer_refusal(**fields: Any) -> SteerRefused:
+    with pytest.raises(SteerRefused) as caught:
+        client_event("steer", **fields)
+    return caught.value
+
+
+def test_steer_has_three_keys_and_its_input_stays_as_it_came():
+    """`type`, `previous_response_id` and `input` (Mid-turn steering guide, "response.steer")."""
+    steer = read_client_event('{"type":"response.steer","previous_response_id":"resp_1","input": [ {"a":1} ]}')
+    assert isinstance(steer, Steer)
+    assert (steer.previous_response_id, bytes(steer.input)) == ("resp_1", b'[ {"a":1} ]')
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [{"stream_id": "a"}, {"stream_id": None}, {"model": "m"}, {"metadata": {}}, {"response_id": "resp_1"}],
+    ids=lambda extra: next(iter(extra)),
+)
+def test_steer_with_a_key_of_its_own_is_refused_with_its_input(extra):
+    """The lane is the target's, so even its name is refused (Mid-turn steering guide, "response.steer")."""
+    refused = steer_refusal(previous_response_id="resp_1", input=["x"], **extra)
+    assert (refused.code, refused.steer.previous_response_id) == ("invalid_input", "resp_1")
+    assert json.loads(bytes(refused.steer.input)) == ["x"]
+    assert next(iter(extra)) in refused.message
+
+
+def test_refused_steer_without_an_input_gives_null_back():
+    """There is nothing else to give (Mid-turn steering guide, "response.steer.failed")."""
+    assert bytes(steer_refusal(previous_response_id="resp_1", more=1).steer.input) == b"null"
+
+
+@pytest.mark.parametrize("target", [{}, {"previous_response_id": None}, {"previous_response_id": 7}])
+@pytest.mark.parametrize("extra", [{}, {"stream_id": "a"}])
+def test_steer_without_a_target_is_an_error(target, extra):
+    """An event about a response has to name one (Mid-turn steering guide, "response.steer.failed")."""
+    error = refusal_at_once(json.dumps({"type": "response.steer", "input": "x", **target, **extra}))
+    assert (error.code, error.param) == ("missing_required_parameter", "previous_response_id")
+
+
+def test_message_of_a_refused_steer_is_bounded():
+    """A key is the client's, and may be long."""
+    assert len(steer_refusal(previous_response_id="resp_1", input="x", **{"k" * 50_000: 1}).message) <= 1000
+
+
+@pytest.mark.parametrize(
+    ("fields", "response_id"), [({}, None), ({"response_id": None}, None), ({"response_id": "resp_1"}, "resp_1")]
+)
+def test_cancel_may_name_its_response(fields, response_id):
+    """Without an id it is what the default lane is at; other keys are ignored (WebSocket mode guide, "Cancelling")."""
+    assert client_event("cancel", **fields, event_id="e").response_id == response_id
+
+
+def test_inject_keeps_its_input():
+    """To give it back (WebSocket mode guide, "response.inject")."""
+    inject = client_event("inject", response_id="resp_1", input=[{"type": "x"}])
+    assert (inject.response_id, json.loads(bytes(inject.input))) == ("resp_1", [{"type": "x"}])
+
+
+@pytest.mark.parametrize("kind", ["cancel", "inject"])
+@pytest.mark.parametrize("value", [7, True, [], {}])
+def test_id_of_a_wrong_type_is_an_error_that_names_it(kind, value):
+    """No lane can be told by it (Responses API reference, "Errors")."""
+    error = refusal_at_once(json.dumps({"type": f"response.{kind}", "response_id": value}))
+    assert (error.code, error.param, error.status) == ("invalid_type", "response_id", 400)
+
+
+@pytest.mark.parametrize("kind", ["steer", "cancel", "inject"])
+@pytest.mark.parametrize("message", ['{"type":"response.%s","a":}', '{"type":"response.%s"', "[%s]"])
+def test_message_that_is_no_json_is_told_so_whatever_it_wants(kind, message):
+    """JSON comes first (WebSocket mode guide, "stream_id", order of checks)."""
+    assert refusal_at_once(message % kind).code == "invalid_json"
 
 
 # --- Over HTTP
@@ -389,11 +474,17 @@ _json = st.recursive(
 _frames = st.dictionaries(st.sampled_from([*SocketCreate.__struct_fields__, "x"]), _json, max_size=6).map(
     lambda fields: {"type": "response.create", **fields}
 )
+_others = st.builds(
+    lambda kind, fields: {"type": f"response.{kind}", **fields},
+    st.sampled_from(["steer", "cancel", "inject", "processed"]),
+    st.dictionaries(st.sampled_from(["previous_response_id", "response_id", "input", "stream_id"]), _json, max_size=3),
+)
 _messages = st.one_of(
     st.text(),
     st.binary(),
     _json.map(json.dumps),
     _frames.map(json.dumps),
+    _others.map(json.dumps),
     _frames.map(lambda frame: json.dumps(frame, ensure_ascii=False).encode("utf-8", "surrogatepass")),
     st.tuples(_frames.map(json.dumps), st.integers(0, 80)).map(lambda cut: cut[0][: cut[1]]),
 )
@@ -406,17 +497,21 @@ def test_no_message_breaks_the_connection(messages):
     """Whatever comes, the answer is an error with its code, and the socket stays usable (WebSocket mode guide, "Failure matrix")."""
     connection = Connection(Limits())
     answers: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
     for message in messages:
         try:
             connection.receive(message)
         except ProtocolError as error:
             answers.append(error.frame())
+        except SteerRefused as refused:
+            failed.append(json.loads(msgspec.json.encode(steering.failed(refused))))
         while (turn := connection.next_turn()) is not None:
             if isinstance(turn, Refused):
                 answers.append(turn.error.frame(turn.stream_id))
             else:
                 connection.end_turn(turn.create.stream_id)
     assert {answer["status"] for answer in answers} <= {400}
+    assert {answer["error"]["code"] for answer in failed} <= {"invalid_input"}
     connection.receive(create(model="m", stream_id="still-usable"))
     assert connection.next_turn().create.model == "m"
 

@@ -171,8 +171,7 @@ def test_stream_helper_accepts_a_keepalive_in_mid_item():
     """A second `in_progress` with the snapshot so far breaks no accumulator (the design, "Our extensions")."""
     pair = Pair()
     pair.send(TextDelta("a"), CALL, CallDelta("{"))
-    pair.server._emit("response.in_progress", response=pair.server.fold.snapshot())
-    pair._carry(pair.server._take())
+    pair._carry(pair.server.keep_alive())
     pair.send(CallDelta("}"), TextDelta("b"))
     pair.finish()
     assert accumulated(pair.events)[-1].response.output_text == "ab"

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openline.protocol.transcript import BadTranscript, Line, read_lines, turns, write_line
+from openline.protocol.transcript import BadTranscript, Line, lane_of, read_lines, turns, write_line
 
 _json = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.text(),
@@ -84,16 +84,35 @@ def test_turns_come_in_order():
         ]
 
 
-def test_named_lanes_are_not_among_them():
-    """The turns are the default lane's (WebSocket mode guide, "stream_id")."""
+def test_lanes_keep_their_turns_apart():
+    """Turns of different lanes run at once, and each has the events of its own lane (WebSocket mode guide, "stream_id")."""
     lines = [
         to_server(model="1"),
         to_server(model="a1", stream_id="a"),
-        from_server("response.completed", stream_id="a"),
+        to_server(model="a2", stream_id="a"),
+        from_server("response.created", stream_id="a"),
+        from_server("response.created"),
+        from_server("error", stream_id="a"),
         from_server("response.completed"),
+        from_server("response.completed", stream_id="a"),
     ]
-    (turn,) = turns(lines)
-    assert (turn.create["model"], turn.events) == ("1", lines[3:])
+    assert [(turn.create["model"], turn.events) for turn in turns(lines)] == [
+        ("a1", [lines[3], lines[5]]),
+        ("1", [lines[4], lines[6]]),
+        ("a2", [lines[7]]),
+    ]
+
+
+def test_events_of_a_lane_that_asked_nothing_are_no_turn():
+    """Where a lane's name is wrong or missing, nothing is answered (WebSocket mode guide, "Server events")."""
+    assert list(turns([to_server(stream_id="a"), from_server("error"), from_server("error", stream_id="b")])) == []
+
+
+@pytest.mark.parametrize("stream_id", [None, 5, ["a"]])
+def test_what_is_no_name_is_the_default_lane(stream_id):
+    """A file is edited by hand: nothing in a frame may break its reading."""
+    assert lane_of({"stream_id": stream_id}) is None
+    assert len(list(turns([to_server(stream_id=stream_id), from_server("error")]))) == 1
 
 
 def test_unfinished_turn_is_none():

@@ -26,8 +26,8 @@ BAD_CREATES = {
     "tool that is no object": ({"tools": ["get_weather"]}, "invalid_type", "tools[0]"),
     "too much metadata": ({"metadata": {str(n): "" for n in range(17)}}, "invalid_value", "metadata"),
     "unknown truncation": ({"truncation": "sometimes"}, "invalid_value", "truncation"),
-    "background": ({"background": True}, "unsupported_parameter", "background"),
-    "conversation": ({"conversation": "conv_1"}, "unsupported_parameter", "conversation"),
+    "conversation": ({"conversation": 5}, "invalid_type", "conversation"),
+    "include": ({"include": ["everything"]}, "invalid_value", "include[0]"),
     "prompt template": ({"prompt": {"id": "pmpt_1"}}, "unsupported_parameter", "prompt"),
     "multi-agent": ({"multi_agent": {"enabled": True}}, "unsupported_parameter", "multi_agent"),
     "unknown parent": ({"previous_response_id": "resp_x"}, "previous_response_not_found", "previous_response_id"),
@@ -78,12 +78,12 @@ async def test_bad_create_over_http_gets_status_and_envelope(server, fields, cod
 
 
 async def test_both_transports_refuse_with_the_same_words(server):
-    """The error of a bad create is the same object over WebSocket and HTTP, but for `background`, which says where."""
+    """The error of a bad create is the same object over WebSocket and HTTP, word for word."""
     async with server.connect() as socket:
         for name, (fields, _, _) in BAD_CREATES.items():
             frame = await socket.refused(**GOOD | fields)
             answer = await server.post(**GOOD | fields)
-            assert name == "background" or frame["error"] == answer.json["error"]
+            assert frame["error"] == answer.json["error"], name
 
 
 @pytest.mark.parametrize(("message", "code", "param"), BAD_MESSAGES.values(), ids=BAD_MESSAGES)
@@ -138,7 +138,7 @@ async def test_background_over_websocket_says_so(server):
     """
     async with server.connect() as socket:
         frame = await socket.refused(background=True)
-        assert frame["error"]["message"] == "'background' is not supported over WebSocket."
+        assert frame["error"]["message"] == "'background' is not supported over WebSocket: use HTTP."
 
 
 @pytest.mark.parametrize(

@@ -20,11 +20,11 @@ class Failing(SqliteStore):
         self.fast = asyncio.Event()
         self.fast.set()
 
-    async def put(self, owner, turn):
+    async def put(self, owner, turn, **more):
         if self.full:
             raise StoreUnavailable("The store is on a full disk.")
         await self.fast.wait()
-        await super().put(owner, turn)
+        await super().put(owner, turn, **more)
 
     async def chain(self, owner, response_id):
         if self.unreadable:

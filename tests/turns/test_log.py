@@ -234,6 +234,137 @@ async def test_the_reprs_say_how_it_stands():
         assert repr(window) == "<Window 3 of 10 bytes>"
 
 
+# --- What is kept for those who come later
+
+
+async def test_what_is_kept_can_be_read_from_any_place():
+    """A log that is kept is not trimmed behind its client: a later reader begins where it says (docs/adr/0007)."""
+    log = TurnLog(kept_bytes_max=1000)
+    with log.deliver() as reader:
+        for number in range(9):
+            log.append([b"%d" % number])
+            await reader.read()
+    log.append([b"9"], last=RESPONSE)
+    for after in range(-1, 12):
+        with log.observe(after) as late:
+            assert await everything(late) == [b"%d" % number for number in range(after + 1, 10)]
+    assert (log.is_whole, log.kept_bytes, len(log.events())) == (True, 10, 10)
+
+
+async def test_a_place_that_has_not_come_is_waited_for():
+    """A reader behind the end gets what comes there, and nothing before."""
+    log = TurnLog(kept_bytes_max=1000)
+    log.append([b"0"])
+    with log.observe(2) as reader:
+        reading = await waits(reader.read())
+        log.append([b"1", b"2"])
+        await asyncio.sleep(0)
+        assert not reading.done()
+        log.append([b"3"], last=RESPONSE)
+        assert await reading == [b"3"]
+
+
+async def test_the_oldest_go_when_too_much_is_kept():
+    """Past `kept_bytes_max` the log says from where on it is whole, and a reader before that is told (docs/adr/0007)."""
+    log = TurnLog(kept_bytes_max=10)
+    with log.observe() as slow:
+        for number in range(20):
+            log.append([b"%02d" % number])
+        with pytest.raises(ReaderLagged):
+            await slow.read()
+    assert not log.is_whole
+    assert log.kept_bytes == sum(map(len, log.events())) <= 10 + 2
+    first = int(log.events()[0])
+    assert [log.reaches(number) for number in (first - 1, first, 20, 99)] == [False, True, True, True]
+    with log.observe(first - 1) as late:
+        assert await late.read() == [b"%02d" % number for number in range(first, 20)]
+
+
+async def test_who_keeps_up_gets_even_what_is_larger_than_all_that_is_kept():
+    """One event may be larger than `kept_bytes_max`; it goes with the next one, not before it was read."""
+    log = TurnLog(kept_bytes_max=10)
+    with log.deliver() as reader, log.observe() as observer:
+        for size in (5, 100, 1, 50, 2):
+            log.append([b"x" * size])
+            assert await reader.read() == await observer.read() == [b"x" * size]
+    assert log.kept_bytes == sum(map(len, log.events()))
+
+
+async def test_what_is_kept_stays_when_its_readers_go():
+    """Neither the client that leaves nor one that lags takes anything from those who come later."""
+    log = TurnLog(kept_bytes_max=4 * LAG_BYTES_MAX)
+    event = b"x" * (LAG_BYTES_MAX // 2)
+    with log.observe() as slow:
+        with log.deliver() as reader:
+            log.append([event])
+            await reader.read()
+        for _ in range(5):
+            log.append([event])
+        assert len(await slow.read()) == 6
+    assert log.is_whole
+
+
+async def test_without_a_window_nobody_holds_the_writer_up():
+    """A log without a window is always writable, however far its client is behind (docs/adr/0007)."""
+    log = TurnLog(kept_bytes_max=1000)
+    with log.deliver():
+        log.append([b"x" * 5000])
+        assert log.is_writable
+        assert await waits(log.writable()) is None
+
+
+KEPT = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.integers(1, 9), min_size=1, max_size=4)),
+        st.tuples(st.just("read"), st.integers(0, 2)),
+        st.tuples(st.just("observe"), st.integers(-1, 30)),
+        st.tuples(st.just("leave"), st.integers(0, 2)),
+    ),
+    max_size=40,
+)
+
+
+@given(KEPT, st.integers(1, 40))
+def test_readers_of_a_kept_log_get_every_event_behind_their_place_or_are_told(steps, kept_bytes_max):
+    """Against a list: no reader ever sees a gap, a double or a wrong order, and what is kept is bounded."""
+
+    async def run():
+        log, written = TurnLog(kept_bytes_max=kept_bytes_max), []
+        readers = [(log.deliver(), [0])]
+        for step, argument in steps:
+            match step:
+                case "append":
+                    events = [b"%d" % (len(written) + index) + b"." * size for index, size in enumerate(argument)]
+                    log.append(events)
+                    written += events
+                    assert log.kept_bytes <= kept_bytes_max + sum(map(len, events))
+                case "observe":
+                    reaches = log.reaches(argument + 1)
+                    reader = log.observe(argument)
+                    readers.append((reader, [argument + 1]))
+                    if not reaches:
+                        with pytest.raises(ReaderLagged):
+                            await reader.read()
+                        readers.pop()[0].leave()
+                case "read" if argument < len(readers):
+                    reader, place = readers[argument]
+                    try:
+                        got = await reader.read() if len(written) > place[0] else []
+                    except ReaderLagged:
+                        assert not log.reaches(place[0])
+                        reader.leave()
+                        readers.pop(argument)
+                        continue
+                    assert got == written[place[0] :]
+                    place[0] = max(place[0], len(written))
+                case "leave" if argument < len(readers):
+                    readers.pop(argument)[0].leave()
+            assert log.kept_bytes == sum(map(len, log.events()))
+            assert list(log.events()) == written[len(written) - len(log.events()) :]
+
+    asyncio.run(run())
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.integers(0, 6), min_size=1, max_size=4)),

@@ -25,8 +25,9 @@ from openline.protocol.deltas import (
 )
 from openline.protocol.errors import ProtocolError
 from openline.protocol.fold import Event, Fold, OutputItem, Part
-from openline.protocol.items import is_clients_call
+from openline.protocol.ids import prefix_of
 from openline.protocol.states import TERMINAL_EVENTS, IllegalTransition
+from openline.protocol.steering import required_input
 
 NewId = Callable[[str], str]
 
@@ -35,16 +36,6 @@ class _AtBoundary(Exception):  # noqa: N818 - a place in the stream
     """The next item would open, and the response has been steered."""
 
 
-# The prefixes are convention; clients do not read them, people do.
-_PREFIXES: Final = {
-    "message": "msg",
-    "reasoning": "rs",
-    "function_call": "fc",
-    "custom_tool_call": "ctc",
-    "compaction": "cmp",
-    "web_search_call": "ws",
-    "mcp_call": "mcp",
-}
 # The delta event of a content part, by the part's type, and the event that closes its text.
 _PART_EVENTS: Final = {
     "output_text": ("response.output_text.delta", "response.output_text.done"),
@@ -55,7 +46,15 @@ _PART_EVENTS: Final = {
 _CALL_EVENTS: Final = {
     "function_call": ("response.function_call_arguments.delta", "response.function_call_arguments.done", "arguments"),
     "custom_tool_call": ("response.custom_tool_call_input.delta", "response.custom_tool_call_input.done", "input"),
+    "mcp_call": ("response.mcp_call_arguments.delta", "response.mcp_call_arguments.done", "arguments"),
+    "code_interpreter_call": (
+        "response.code_interpreter_call_code.delta",
+        "response.code_interpreter_call_code.done",
+        "code",
+    ),
 }
+# What an item is whose type knows no `incomplete`, when it is cut.
+_CUT_STATUS: Final = {"image_generation_call": "failed", "apply_patch_call": "in_progress"}
 _PART_OF_EVENT: Final = {event: part for part, events in _PART_EVENTS.items() for event in events}
 # WebSocket mode guide, "Framing": the Node SDK gives these names to its own events.
 _RESERVED_TYPES: Final = frozenset({"", "raw", "close", "event", "reconnecting", "reconnected", "open"})
@@ -87,43 +86,52 @@ class Builder:
         response: the opening response object, status `in_progress`, `output` empty.
         new_id: makes an unguessable id with a prefix.
         timings: whether the client asked how long the upstream's engine took.
+        seal: gives a finished reasoning item its `encrypted_content`; None if the client did not ask for it.
     """
 
-    def __init__(self, response: Event, new_id: NewId, *, timings: bool = False) -> None:
+    def __init__(
+        self,
+        response: Event,
+        new_id: NewId,
+        *,
+        timings: bool = False,
+        seal: Callable[[Event], Event] | None = None,
+    ) -> None:
         self.fold = Fold()
         self.ended: Ended | None = None
         self.usage: Usage | None = None
         self._response = response
         self._new_id = new_id
         self._timings = timings
+        self._seal = seal
         self._upstream: Event = {}  # what an upstream's terminal response said
         self._index_of: dict[Any, int] = {}  # an upstream's output_index → ours
         self._events: list[Event] = []
         self._yields = False
+        self.yielded = False  # it ended at a boundary, whatever the upstream has still to say
 
     def __repr__(self) -> str:
         return f"<Builder {self._response.get('id')} {self.fold!r}>"
 
     def open(self) -> list[Event]:
-        """`response.created` and `response.in_progress`."""
-        self._emit("response.created", response=self._response)
+        """`response.created` and `response.in_progress`; in the background `response.queued` between them."""
+        if self._response["background"]:
+            self._emit("response.created", response=self.queued)
+            self._emit("response.queued", response=self.queued)
+        else:
+            self._emit("response.created", response=self._response)
         self._emit("response.in_progress", response=self._response)
-        return self._take()
+        return self.take()
 
     @property
-    def response_id(self) -> str:
-        """The response's id."""
-        return self._response["id"]
-
-    @property
-    def yielded(self) -> bool:
-        """Whether it ended at a boundary, whatever the upstream has still to say."""
-        return self._yields and self.ended is not None
+    def queued(self) -> Event:
+        """A response of the background as it is created."""
+        return {**self._response, "status": "queued"}
 
     @property
     def is_at_boundary(self) -> bool:
-        """Whether the response could be cut here: no item is open, and no call of it waits for the client."""
-        return all(item.closed and not is_clients_call(item.snapshot()) for item in self.fold.items)
+        """Whether the response could be cut here: no item is open, and nothing of it waits for the client."""
+        return all(item.closed for item in self.fold.items) and not required_input(self.fold.output())
 
     def apply(self, deltas: Iterable[Delta]) -> list[Event]:
         """The events that these deltas make.
@@ -137,7 +145,8 @@ class Builder:
                 raise _AtBoundary
         except _AtBoundary:
             self.ended = Ended("steered")
-        return self._take()
+            self.yielded = True
+        return self.take()
 
     def _apply(self, deltas: Iterable[Delta]) -> None:
         for delta in deltas:
@@ -172,7 +181,7 @@ class Builder:
     def tell(self, event_type: str, fields: Event) -> list[Event]:
         """An event about the response that changes nothing of it."""
         self._emit(event_type, **fields)
-        return self._take()
+        return self.take()
 
     def keep_alive(self) -> list[Event]:
         """`response.in_progress` again, with what there is of the output: accumulators replace theirs by it.
@@ -180,7 +189,7 @@ class Builder:
         Source: docs/adr/0006.
         """
         self._emit("response.in_progress", response=self.fold.snapshot())
-        return self._take()
+        return self.take()
 
     def finish(self, now: int) -> list[Event]:
         """`final` and `announce` in one, where nothing has to be kept between them."""
@@ -200,6 +209,8 @@ class Builder:
         self._close_all("completed" if reason is None else "incomplete")
         if reason is None:
             return self._ending("completed", completed_at=now)
+        if reason == "cancelled" and self._response["background"]:
+            return self._ending("cancelled")
         return self._ending("incomplete", incomplete_details={"reason": reason})
 
     def failed(self, error: ProtocolError) -> Event:
@@ -208,9 +219,15 @@ class Builder:
         return self._ending("failed", error=error.failure())
 
     def announce(self, response: Event) -> list[Event]:
-        """The closing events, and the terminal event with this final response."""
-        self._emit(f"response.{response['status']}", response=response)
-        return self._take()
+        """The closing events, and the terminal event with this final response.
+
+        There is none for `cancelled`: the stream of a background response that is cancelled just ends.
+
+        Source: Streaming reference, "Cancelled turn".
+        """
+        if response["status"] != "cancelled":
+            self._emit(f"response.{response['status']}", response=response)
+        return self.take()
 
     def _ending(self, status: str, **changes: object) -> Event:
         known = {key: value for key, value in self._upstream.items() if key not in _OURS and value is not None}
@@ -226,7 +243,8 @@ class Builder:
         self.fold.apply(event)
         self._events.append(event)
 
-    def _take(self) -> list[Event]:
+    def take(self) -> list[Event]:
+        """The events that were built and not yet taken."""
         events, self._events = self._events, []
         return events
 
@@ -265,7 +283,7 @@ class Builder:
         if self._yields and self.is_at_boundary:
             raise _AtBoundary
         item_type: str = item.get("type", "item")
-        item = {**item, "id": self._new_id(_PREFIXES.get(item_type, item_type.split("_", 1)[0]))}
+        item = {**item, "id": self._new_id(prefix_of(item_type))}
         self._emit("response.output_item.added", output_index=len(self.fold.items), item=item)
         return self.fold.items[-1]
 
@@ -295,14 +313,21 @@ class Builder:
         for index, part in enumerate(item.summary):
             if not part.closed:
                 self._close_summary(item, index, part, status)
+        for index, command in enumerate(item.commands):
+            if not command.closed:
+                where = {"output_index": item.index, "command_index": index}
+                self._emit("response.shell_call_command.done", **where, command=command.text)
         if item.type in _CALL_EVENTS and not item.text_done:
             _, done, key = _CALL_EVENTS[item.type]
             name = {"name": item.name} if item.type == "function_call" else {}
             self._emit(done, item_id=item.id, output_index=item.index, **name, **{key: item.text})
         closed = item.snapshot()
         if "status" in closed:
-            closed["status"] = status
-        self._emit("response.output_item.done", output_index=item.index, item=closed)
+            closed["status"] = _CUT_STATUS.get(item.type, status) if status == "incomplete" else status
+        self._emit("response.output_item.done", output_index=item.index, item=self._sealed(closed))
+
+    def _sealed(self, item: Event) -> Event:
+        return self._seal(item) if self._seal is not None and item["type"] == "reasoning" else item
 
     def _close_parts(self, item: OutputItem) -> None:
         for index, part in enumerate(item.content):
@@ -368,6 +393,8 @@ class Builder:
             rest["item_id"] = item.id
         if "item" in rest:
             rest["item"] = {**_checked_item(event["item"]), "id": item.id}
+            if event_type == "response.output_item.done":
+                rest["item"] = self._sealed(rest["item"])
         part_type = _PART_OF_EVENT.get(event_type)
         if part_type is not None and event.get("content_index") == len(item.content):
             self._add_part(item, part_type)  # clients' accumulators want it before any text

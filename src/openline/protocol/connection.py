@@ -13,7 +13,7 @@ from collections import deque
 
 import msgspec
 
-from openline.protocol.errors import ProtocolError
+from openline.protocol.errors import ProtocolError, request_cancelled
 from openline.protocol.events import Cancel, Inject, Processed, Refused, SocketCreate, Steer, read_client_event
 from openline.protocol.states import LaneEvent, LaneState, next_lane_state
 
@@ -32,10 +32,15 @@ class Limits(msgspec.Struct, frozen=True):
 
 
 class Start(msgspec.Struct, frozen=True):
-    """A create that may start, and the message it came in, for engines that pass on what we do not read."""
+    """A create that may start, and the message it came in, for engines that pass on what we do not read.
+
+    Attributes:
+        is_successor: it goes on by itself, so no create of the client's waits for an answer.
+    """
 
     create: SocketCreate
     body: str | bytes
+    is_successor: bool = False
 
 
 Direct = Cancel | Inject | Steer  # what is about a turn, and waits in no lane
@@ -150,15 +155,19 @@ class Connection:
         queue = self._lanes[stream_id].queue
         return bool(queue) and isinstance(queue[0], Start) and queue[0].create.previous_response_id == response_id
 
-    def cancel_queued(self, stream_id: str | None) -> None:
+    def cancel_queued(self, stream_id: str | None) -> bool:
         """Refuse the create at a lane's head, if it has not started.
+
+        Returns:
+            whether a successor stands there, which is for the shell to let go.
 
         Source: WebSocket mode guide, "Cancelling".
         """
         lane = self._lanes[stream_id]
-        if lane.state is LaneState.WAITING:
-            message = "The request was cancelled before it started."
-            self._refuse_queued(lane, stream_id, 0, ProtocolError("request_cancelled", message))
+        if lane.state is not LaneState.WAITING:
+            return False
+        self._refuse_queued(lane, stream_id, 0, request_cancelled())
+        return isinstance(lane.queue[0], Start)
 
     def retire(self, error: ProtocolError) -> None:
         """Start nothing any more: what waits, and what still comes, is refused in its lane.
@@ -172,7 +181,7 @@ class Connection:
 
     def _refuse_queued(self, lane: _Lane, stream_id: str | None, place: int, error: ProtocolError) -> None:
         entry = lane.queue[place]
-        if isinstance(entry, Start):
+        if isinstance(entry, Start) and not entry.is_successor:  # which the shell lets go, without an error
             self._queued_bytes -= _size(entry)
             lane.queue[place] = Refused(error, stream_id, None)
 

@@ -54,6 +54,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "websocket_stream_limit_reached": ErrorKind(400, _INVALID, "websocket_stream_limit_reached"),
     "websocket_connection_limit_reached": ErrorKind(400, _INVALID, "websocket_connection_limit_reached"),
     "websocket_disabled": ErrorKind(426, _INVALID, "websocket_disabled"),
+    "resume_window_exceeded": ErrorKind(409, _INVALID, "resume_window_exceeded"),
     # Who asks.
     "invalid_api_key": ErrorKind(401, _INVALID, "invalid_api_key"),
     "origin_not_allowed": ErrorKind(403, _INVALID, "origin_not_allowed"),
@@ -161,6 +162,11 @@ def previous_response_not_found(response_id: str) -> ProtocolError:
         f"Previous response with id '{response_id}' not found.",
         param="previous_response_id",
     )
+
+
+def request_cancelled() -> ProtocolError:
+    """The one error for a create that was cancelled before it became a response."""
+    return ProtocolError("request_cancelled", "The request was cancelled before it started.")
 
 
 def error_of(error: Mapping[str, Any]) -> ProtocolError:

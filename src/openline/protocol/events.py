@@ -32,6 +32,34 @@ class PromptCacheOptions(msgspec.Struct, frozen=True):
     prewarm: bool | None = None
 
 
+class Conversation(msgspec.Struct, frozen=True):
+    """`conversation` as an object."""
+
+    id: str
+
+
+class ContextManagement(msgspec.Struct, frozen=True, tag_field="type", tag="compaction"):
+    """When a conversation is to be summed up: once it has so many tokens.
+
+    Source: Responses API reference, "context_management".
+    """
+
+    compact_threshold: Annotated[int, Meta(ge=1000)] | None = None
+
+
+# Responses API reference, "include". The last one is ours, docs/adr/0004.
+Include = Literal[
+    "file_search_call.results",
+    "web_search_call.results",
+    "web_search_call.action.sources",
+    "message.input_image.image_url",
+    "computer_call_output.output.image_url",
+    "code_interpreter_call.outputs",
+    "reasoning.encrypted_content",
+    "message.output_text.logprobs",
+    "openline.timings",
+]
+
 # Responses API reference, "metadata": up to 16 pairs.
 Metadata = Annotated[
     dict[Annotated[str, Meta(max_length=64)], Annotated[str, Meta(max_length=512)]],
@@ -49,7 +77,7 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
     input: str | list[Raw] | None = None
     instructions: str | None = None
     previous_response_id: str | None = None
-    conversation: object = None
+    conversation: str | Conversation | None = None
     prompt: object = None
     background: bool | None = None
     store: bool | None = None
@@ -67,12 +95,18 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     text: dict[str, Any] | None = None
     reasoning: dict[str, Any] | None = None
-    include: list[str] | None = None
+    include: list[Include] | None = None
     truncation: Literal["auto", "disabled"] | None = None
     metadata: Metadata | None = None
     multi_agent: dict[str, Any] | None = None
     prompt_cache_key: str | None = None
     prompt_cache_options: PromptCacheOptions | None = None
+    prompt_cache_retention: str | None = None
+    context_management: list[ContextManagement] | None = None
+    access_programs: object = None
+    background_options: object = None
+    image: object = None
+    moderation: object = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
@@ -87,9 +121,19 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
         return self.generate is not False and not (options is not None and options.prewarm is True)
 
     @property
+    def conversation_id(self) -> str | None:
+        """The conversation that this is a turn of."""
+        return self.conversation.id if isinstance(self.conversation, Conversation) else self.conversation
+
+    @property
     def stores(self) -> bool:
         """Whether the response is to be kept in the store; OpenAI's default is true."""
         return self.store is not False
+
+    @property
+    def wants_sealed_reasoning(self) -> bool:
+        """Whether reasoning items are to have `encrypted_content`, for a client that nothing is stored for."""
+        return "reasoning.encrypted_content" in (self.include or ())
 
     @property
     def wants_timings(self) -> bool:
@@ -189,7 +233,6 @@ _OTHER_TYPES: Final = frozenset({"response.cancel", "response.inject", "response
 
 # Fields that ask for what this server does not do. None of them is lost silently.
 _REFUSED: Final = {
-    "conversation": "conversations are not supported; chain with 'previous_response_id'",
     "prompt": "prompt templates are not supported; send 'instructions' and 'input'",
 }
 
@@ -278,9 +321,12 @@ def _not_supported(create: Create, *, on_socket: bool) -> ProtocolError | None:
     for field, reason in _REFUSED.items():
         if getattr(create, field) is not None:
             return ProtocolError("unsupported_parameter", f"'{field}' cannot be used: {reason}.", param=field)
-    if create.background:
-        where = "over WebSocket" if on_socket else "by this server"
-        return ProtocolError("unsupported_parameter", f"'background' is not supported {where}.", param="background")
+    if create.conversation is not None and create.previous_response_id is not None:
+        message = "'previous_response_id' cannot be used beside 'conversation': one of them says what came before."
+        return ProtocolError("invalid_request", message, param="previous_response_id")
+    if create.background and on_socket:
+        message = "'background' is not supported over WebSocket: use HTTP."
+        return ProtocolError("unsupported_parameter", message, param="background")
     if create.multi_agent is not None and create.multi_agent.get("enabled"):
         return ProtocolError("unsupported_parameter", "'multi_agent' is not supported.", param="multi_agent")
     return None

@@ -15,7 +15,7 @@ Event = dict[str, Any]
 
 
 class Part:
-    """A content or summary part while its text still comes."""
+    """A content or summary part, or a shell's command, while its text still comes."""
 
     __slots__ = ("_chunks", "_part", "_text_key", "annotations", "closed", "logprobs", "text_done")
 
@@ -30,7 +30,7 @@ class Part:
 
     @property
     def type(self) -> str:
-        """`output_text`, `refusal`, `reasoning_text` or `summary_text`."""
+        """`output_text`, `refusal`, `reasoning_text` or `summary_text`; a command is `command`."""
         return self._part["type"]
 
     @property
@@ -67,10 +67,15 @@ class Part:
 class OutputItem:
     """An output item while its events come."""
 
-    __slots__ = ("_chunks", "_item", "closed", "content", "index", "summary", "text_done")
+    __slots__ = ("_action", "_chunks", "_item", "closed", "commands", "content", "index", "summary", "text_done")
 
     # Where an item of a type keeps the text that its own deltas bring.
-    _TEXT_KEY: Final = {"function_call": "arguments", "mcp_call": "arguments", "custom_tool_call": "input"}
+    _TEXT_KEY: Final = {
+        "function_call": "arguments",
+        "mcp_call": "arguments",
+        "custom_tool_call": "input",
+        "code_interpreter_call": "code",
+    }
 
     def __init__(self, item: Event, index: int) -> None:
         self.index = index
@@ -78,6 +83,9 @@ class OutputItem:
         self.closed = False
         self.content = [Part(part) for part in item.get("content") or ()]
         self.summary = [Part(part) for part in item.get("summary") or ()]
+        self.commands: list[Part] = []  # those of a shell call that its own events bring
+        action: Any = item.get("action")
+        self._action: Event = action if isinstance(action, dict) else {}
         self._item = item
         key = self._TEXT_KEY.get(item.get("type", ""))
         self._chunks: list[str] = [_text(item, key)] if key else []
@@ -99,17 +107,17 @@ class OutputItem:
 
     @property
     def text(self) -> str:
-        """A call's arguments or input so far."""
+        """A call's arguments, input or code so far."""
         if len(self._chunks) > 1:
             self._chunks = ["".join(self._chunks)]
         return self._chunks[0] if self._chunks else ""
 
     def add(self, delta: str) -> None:
-        """More of a call's arguments or input."""
+        """More of a call's arguments, input or code."""
         self._chunks.append(delta)
 
     def set_text(self, text: str) -> None:
-        """A call's arguments or input, whole; the item itself is still open."""
+        """A call's arguments, input or code, whole; the item itself is still open."""
         self._chunks, self.text_done = [text], True
 
     def close(self, item: Event) -> None:
@@ -125,6 +133,8 @@ class OutputItem:
             item["content"] = [part.snapshot() for part in self.content]
         if self.summary:
             item["summary"] = [part.snapshot() for part in self.summary]
+        if self.commands:
+            item["action"] = {**self._action, "commands": [command.text for command in self.commands]}
         key = self._TEXT_KEY.get(self.type)
         if key:
             item[key] = self.text
@@ -194,6 +204,9 @@ class Fold:
     def _summary(self, event: Event) -> Part:
         return _part(self._item(event).summary, event, "summary_index")
 
+    def _command(self, event: Event) -> Part:
+        return _part(self._item(event).commands, event, "command_index")
+
     def item_added(self, event: Event) -> None:
         """`response.output_item.added`."""
         if event["output_index"] != len(self.items):
@@ -245,16 +258,32 @@ class Fold:
         self._summary(event).close(event["part"])
 
     def call_delta(self, event: Event) -> None:
-        """A piece of a call's arguments or input."""
+        """A piece of a call's arguments, input or code."""
         self._item(event).add(_text(event, "delta"))
 
     def arguments_done(self, event: Event) -> None:
-        """A function's arguments, whole."""
+        """A function's arguments, or an MCP tool's, whole."""
         self._item(event).set_text(_text(event, "arguments"))
 
     def input_done(self, event: Event) -> None:
         """A custom tool's input, whole."""
         self._item(event).set_text(_text(event, "input"))
+
+    def code_done(self, event: Event) -> None:
+        """A code interpreter's code, whole."""
+        self._item(event).set_text(_text(event, "code"))
+
+    def command_added(self, event: Event) -> None:
+        """`response.shell_call_command.added`."""
+        self._item(event).commands.append(Part({"type": "command", "text": event.get("command")}))
+
+    def command_delta(self, event: Event) -> None:
+        """`response.shell_call_command.delta`."""
+        self._command(event).add(_text(event, "delta"))
+
+    def command_done(self, event: Event) -> None:
+        """`response.shell_call_command.done`."""
+        self._command(event).close({"type": "command", "text": event.get("command")})
 
 
 def _text(holder: Event, key: str) -> str:
@@ -299,4 +328,9 @@ _APPLY: Final[dict[str, Callable[[Fold, Event], None]]] = {
     "response.mcp_call_arguments.done": Fold.arguments_done,
     "response.custom_tool_call_input.delta": Fold.call_delta,
     "response.custom_tool_call_input.done": Fold.input_done,
+    "response.code_interpreter_call_code.delta": Fold.call_delta,
+    "response.code_interpreter_call_code.done": Fold.code_done,
+    "response.shell_call_command.added": Fold.command_added,
+    "response.shell_call_command.delta": Fold.command_delta,
+    "response.shell_call_command.done": Fold.command_done,
 }

@@ -20,16 +20,25 @@ class Item(msgspec.Struct, frozen=True):
     """One item of a context.
 
     Attributes:
-        raw: the item as JSON, in UTF-8, as it came or as it was sent.
+        raw: the item as JSON, in UTF-8, as the model is to read it.
         type: the item's `type`; `message` where an easy message left it out.
         call_id: what a tool call and its output share, else None.
         answers_later: a call made with `async: true`, whose output may come in any later turn.
+        sealed: the item as the client has it, where that is not what the model reads.
+        sums_up: it stands for everything before it.
     """
 
     raw: bytes
     type: str
     call_id: str | None = None
     answers_later: bool = False
+    sealed: bytes | None = None
+    sums_up: bool = False
+
+    @property
+    def wire(self) -> bytes:
+        """The item as the client has it."""
+        return self.raw if self.sealed is None else self.sealed
 
 
 class _Head(msgspec.Struct):
@@ -55,6 +64,7 @@ OUTPUT_OF_CALL: Final[Mapping[str, str]] = {
     "computer_call": "computer_call_output",
     "tool_search_call": "tool_search_output",
 }
+REFERENCE: Final = "item_reference"
 _OUTPUTS: Final = frozenset(OUTPUT_OF_CALL.values())
 # The most of a decoder's complaint that an error message carries.
 _TEXT_CHARACTERS_MAX: Final = 200
@@ -74,6 +84,8 @@ def read_item(raw: bytes | msgspec.Raw, param: str) -> Item:
         head = _head.decode(raw)
     except (msgspec.ValidationError, UnicodeDecodeError) as error:
         raise wrong_type(error, under=param) from None
+    if head.type is None and head.role is None and head.id is not None:
+        head.type = REFERENCE  # the reference's `type` may be left out
     if head.type is None and head.role is None:
         message = f"'{param}' has neither 'type' nor 'role': expected an input item or a message."
         raise ProtocolError("missing_required_parameter", message, param=f"{param}.type")

@@ -22,6 +22,8 @@ class _ToolHead(msgspec.Struct):
 _tool_head = msgspec.json.Decoder(_ToolHead)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NULL = msgspec.Raw(b"null")
+# What has no effect here, and is told back where it was sent.
+_ECHOED = ("user", "access_programs", "background_options", "image", "moderation", "prompt_cache_retention")
 # The keys of a function tool that the Open Responses schema requires to be there.
 _FUNCTION_DEFAULTS = {"description": _NULL, "parameters": _NULL, "strict": _NULL}
 
@@ -65,15 +67,16 @@ def opening_response(create: Create, *, response_id: str, model: str, created_at
         "reasoning": _reasoning(create),
         "truncation": create.truncation or "disabled",
         "store": create.stores,
-        "background": False,
+        "background": create.background is True,
         "metadata": create.metadata or {},
         "service_tier": create.service_tier if create.service_tier not in {None, "auto"} else "default",
         "safety_identifier": create.safety_identifier,
         "prompt_cache_key": create.prompt_cache_key,
     }
-    if create.user is not None:
-        response["user"] = create.user
-    return response
+    if create.conversation_id is not None:
+        response["conversation"] = {"id": create.conversation_id}
+    echoed = {name: getattr(create, name) for name in _ECHOED}
+    return response | {name: value for name, value in echoed.items() if value is not None}
 
 
 def _echoed_tool(raw: msgspec.Raw, index: int) -> msgspec.Raw | dict[str, msgspec.Raw]:

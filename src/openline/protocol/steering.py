@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import msgspec
 
-from openline.protocol.events import Steer, SteerRefused, user_message
+from openline.protocol.events import Create, Steer, SteerRefused, user_message
 from openline.protocol.fold import Event
 from openline.protocol.items import OUTPUT_OF_CALL, Item, is_clients_call
 
@@ -62,7 +62,7 @@ def steer_items(steer: Steer) -> tuple[Item, ...]:
         if isinstance(given, str):
             return (user_message(given),)
         items = tuple(_read_message(raw) for raw in given)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError) as error:
         expected = "expected a text, or messages of role 'user'"
         raise SteerRefused("invalid_input", f"'input' is not valid: {str(error)[:200]}: {expected}.", steer) from None
     if not items:
@@ -76,6 +76,22 @@ def _read_message(raw: msgspec.Raw) -> Item:
     if message.type != "message" or message.role != "user" or any(part.type not in _PARTS for part in parts):
         raise msgspec.ValidationError("It holds something else")
     return Item(bytes(raw), "message")
+
+
+def require_support(steer: Steer, create: Create) -> None:
+    """A response of a conversation, or one that sums itself up, cannot be steered.
+
+    Args:
+        create: the response's.
+
+    Raises:
+        SteerRefused: `steering_not_supported`.
+
+    Source: Mid-turn steering guide, "Limits".
+    """
+    if create.conversation is not None or create.context_management:
+        message = "A response with 'conversation' or 'context_management' cannot be steered."
+        raise SteerRefused("steering_not_supported", message, steer)
 
 
 def required_input(output: Sequence[Event]) -> list[Event]:
@@ -169,6 +185,10 @@ class Steers:
     def take(self, stream_id: str | None) -> tuple[Steered, ...]:
         """The same, and nothing waits any more."""
         return tuple(self._waiting.pop(stream_id, ()))
+
+    def take_all(self) -> tuple[Steered, ...]:
+        """What waits on every lane, and nothing waits any more."""
+        return tuple(steered for stream_id in list(self._waiting) for steered in self.take(stream_id))
 
     def ended(self, stream_id: str | None, response_id: str, events: int) -> None:
         """A lane's response has ended, after so many events."""

@@ -6,9 +6,9 @@ server, `<` comes from it; `t` counts from the first line.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -56,24 +56,86 @@ def read_lines(text: str) -> list[Line]:
 
 
 class RecordedTurn(msgspec.Struct, frozen=True):
-    """One `response.create` of a transcript and the events that answered it, each with its time."""
+    """One `response.create` of a transcript and the events that answered it, each with its time.
+
+    A successor that started by itself has the create of the response that it continues, without its input.
+    """
 
     create: dict[str, Any]
     events: list[Line]
 
+    @property
+    def response_id(self) -> Any:
+        """The id of its response, if it is one."""
+        return _at(self.events[0].frame, "response", "id")
+
+
+def lane_of(frame: dict[str, Any]) -> str | None:
+    """The lane that a frame names, whichever way it goes; None is the default lane."""
+    stream_id = frame.get("stream_id")
+    return stream_id if isinstance(stream_id, str) else None
+
+
+def is_about_steering(frame: dict[str, Any]) -> bool:
+    """Whether a frame tells what became of a steer."""
+    return str(frame.get("type")).startswith("response.steer.")
+
+
+def _at(frame: dict[str, Any], *path: str) -> Any:
+    """What a frame has at this path; None where it has nothing."""
+    found: Any = frame
+    for key in path:
+        found = cast("dict[str, Any]", found).get(key) if isinstance(found, dict) else None
+    return found
+
+
+class _Lane:
+    """What waits on a lane, what runs and what ended last."""
+
+    def __init__(self) -> None:
+        self.creates: deque[dict[str, Any]] = deque()  # a client may send the next before the last has ended
+        self.running: RecordedTurn | None = None
+        self.ended: RecordedTurn | None = None
+
+    def passes_by(self, frame: dict[str, Any]) -> bool:
+        """Whether an event of this lane is about a response that does not run, as what comes of a steer may be."""
+        target = None if self.running is None else self.running.response_id
+        return is_about_steering(frame) and (target is None or target != _at(frame, "steer", "previous_response_id"))
+
+    def begin(self, first: dict[str, Any]) -> RecordedTurn | None:
+        """The turn that this event opens: a successor that started by itself, or the answer to the next create.
+
+        A successor goes before what waits, unless that itself continues the response that has ended.
+        """
+        parent = _at(first, "response", "previous_response_id")
+        if parent is not None and self.ended is not None and parent == self.ended.response_id:
+            following = {**self.ended.create, "previous_response_id": parent, "input": None}
+            if not self.creates or self.creates[0].get("previous_response_id") != parent:
+                return RecordedTurn(following, [])
+        return RecordedTurn(self.creates.popleft(), []) if self.creates else None
+
 
 def turns(lines: Iterable[Line]) -> Iterator[RecordedTurn]:
-    """The turns of a transcript's default lane, in order; a turn ends with its terminal event or an `error`."""
-    creates: deque[dict[str, Any]] = deque()  # a client may send the next before the last has ended
-    events: list[Line] = []
+    """The turns of a transcript, in the order in which they ended; that is with a terminal event or an `error`.
+
+    Those of different lanes may run at once, those of one lane never do. What comes of a steer belongs to the
+    response that it steers, as long as that runs; behind its end it belongs to no turn.
+
+    Source: WebSocket mode guide, "stream_id"; Mid-turn steering guide, "Outcomes".
+    """
+    lanes: defaultdict[str | None, _Lane] = defaultdict(_Lane)
     for line in lines:
-        kind = line.frame.get("type")
-        if "stream_id" in line.frame:
+        kind, lane = line.frame.get("type"), lanes[lane_of(line.frame)]
+        if line.dir == ">":
+            if kind == "response.create":
+                lane.creates.append(line.frame)
             continue
-        if line.dir == ">" and kind == "response.create":
-            creates.append(line.frame)
-        elif line.dir == "<" and creates:
-            events.append(line)
-            if kind in TERMINAL_EVENTS or kind == "error":
-                yield RecordedTurn(creates.popleft(), events)
-                events = []
+        if lane.passes_by(line.frame):
+            continue
+        lane.running = lane.running or lane.begin(line.frame)
+        if lane.running is None:
+            continue
+        lane.running.events.append(line)
+        if kind in TERMINAL_EVENTS or kind == "error":
+            yield lane.running
+            lane.running, lane.ended = None, lane.running

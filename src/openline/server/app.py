@@ -7,12 +7,10 @@ WebSocket and SSE classes cost more than the turn; plain routes go through Starl
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from itertools import chain
 from typing import Final
 
-import msgspec
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
@@ -22,17 +20,22 @@ from openline.config import LimitSettings
 from openline.engines.router import Router
 from openline.protocol.connection import Limits
 from openline.protocol.errors import ProtocolError
-from openline.server import cors
-from openline.server.asgi import Receive, Scope, Send, answer_headers, send_error
+from openline.server import cors, frames
+from openline.server.asgi import ClientGone, Receive, Scope, Send, answer_headers, send_error
 from openline.server.catalogue import catalogue, openai_entry
+from openline.server.compacting import Compacting
+from openline.server.conversations import Conversations
 from openline.server.guard import Guard, header
 from openline.server.http import create_response
+from openline.server.plain import RouteList, json_answer, json_bytes_answer, new_request_id
+from openline.server.stored import StoredResponses
+from openline.server.tokens import InputTokens
 from openline.server.websocket import Socket, SocketLimits
 from openline.state.store import Store, StoreUnavailable, store_unavailable
 from openline.turns.registry import Registry
 
 _RESPONSES_PATHS: Final = frozenset({"/v1/responses", "/responses", "/openai/v1/responses"})
-_LAST_WORDS_SECONDS_MAX: Final = 5.0  # for clients to read the end of what was cancelled, and to close their side
+_HURRIED_SECONDS_MAX: Final = 0.5  # the same as the last words, for an operator who does not want to wait
 _PREFIXES: Final = ("/v1", "", "/openai/v1")
 
 
@@ -53,34 +56,65 @@ class App:
         self._websocket = websocket
         self._socket_limits = _socket_limits(limits)
         self._sockets: set[Socket] = set()
-        self._no_sockets = asyncio.Event()
-        self._no_sockets.set()
+        self._clients = 0  # open sockets, and requests that are not answered yet
+        self._no_clients = asyncio.Event()
+        self._no_clients.set()
         self._draining = False
-        self._routes = _routes(Endpoints(guard, router, store, is_draining=lambda: self._draining))
+        endpoints = Endpoints(guard, router, is_draining=lambda: self._draining)
+        more = registry.parts, limits.message_bytes_max
+        groups = (
+            Compacting(guard, *more).routes(),
+            InputTokens(guard, *more).routes(),
+            Conversations(guard, *more).routes(),
+            StoredResponses(guard, registry, store).routes(),
+        )
+        self._routes = _routes(endpoints, groups)
 
     def __repr__(self) -> str:
         return f"<App {self._guard!r} {self._registry!r}>"
 
-    async def drain(self) -> None:
-        """Start nothing any more, and wait until what runs has ended and every socket is closed.
+    async def drain(self, hurry: asyncio.Event) -> None:
+        """Start nothing any more, and wait until what runs has ended, was read, and every socket is closed.
 
         What takes longer than `drain_seconds_max` is cancelled, and still gets its terminal event.
 
-        Source: WebSocket mode guide, "Connection life"; docs/operating.md.
+        Args:
+            hurry: once it is set, what still runs is cancelled at once; it is set at the end if a client is left.
+
+        Source: WebSocket mode guide, "Connection life".
         """
         self._draining = True
         for socket in list(self._sockets):
             socket.retire(_shutting_down(), self._limits.drain_seconds_max)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(self._limits.drain_seconds_max):
-                await self._registry.ended()
+        ended = asyncio.ensure_future(self._ended())
+        hurried = asyncio.ensure_future(hurry.wait())
+        first = asyncio.FIRST_COMPLETED
+        await asyncio.wait({ended, hurried}, timeout=self._limits.drain_seconds_max, return_when=first)
         await self._registry.close()
-        with suppress(TimeoutError):
-            async with asyncio.timeout(_LAST_WORDS_SECONDS_MAX):
-                await self._no_sockets.wait()
+        await asyncio.wait({ended, hurried}, timeout=frames.LAST_WORDS_SECONDS_MAX, return_when=first)
+        if hurry.is_set():
+            await asyncio.wait({ended}, timeout=_HURRIED_SECONDS_MAX)
+        if not ended.done():
+            hurry.set()  # who has not read by now does not
+        ended.cancel()
+        hurried.cancel()
+
+    async def _ended(self) -> None:
+        await self._registry.ended()
+        await self._no_clients.wait()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection or request, as ASGI gives it."""
+        self._clients += 1
+        self._no_clients.clear()
+        try:
+            await self._serve(scope, receive, send)
+        finally:
+            self._clients -= 1
+            if not self._clients:
+                self._no_clients.set()
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
         origin = self._guard.listed_origin(scope["headers"])
         if kind == "http" and origin is not None:
@@ -129,14 +163,11 @@ class App:
         limits = self._socket_limits
         socket = Socket(self._registry, receive, send, owner=owner, request_id=request_id, limits=limits)
         self._sockets.add(socket)
-        self._no_sockets.clear()
         try:
             await send({"type": "websocket.accept", "headers": answer_headers(request_id)})
             await socket.serve()
         finally:
             self._sockets.discard(socket)
-            if not self._sockets:
-                self._no_sockets.set()
             self._guard.disconnect(owner)
 
     def _admit_socket(self, scope: Scope) -> str:
@@ -157,11 +188,18 @@ class App:
 class Endpoints:
     """The plain HTTP routes."""
 
-    def __init__(self, guard: Guard, router: Router, store: Store, *, is_draining: Callable[[], bool]) -> None:
+    def __init__(self, guard: Guard, router: Router, *, is_draining: Callable[[], bool]) -> None:
         self._guard = guard
         self._is_draining = is_draining
         self._router = router
-        self._store = store
+
+    def routes(self) -> RouteList:
+        """Below `/v1`."""
+        return [
+            ("GET", "/responses", self.responses_index),
+            ("GET", "/models", self.list_models),
+            ("GET", "/models/{model_id:path}", self.get_model),
+        ]
 
     async def responses_index(self, request: Request) -> Response:
         """`GET /v1/responses` without an upgrade: there is no list of responses."""
@@ -169,32 +207,15 @@ class Endpoints:
         message = "Only POST, or a WebSocket upgrade, is answered here."
         raise ProtocolError("method_not_allowed", message, headers={"allow": "POST"})
 
-    async def get_response(self, request: Request) -> Response:
-        """`GET /v1/responses/{id}`: a stored response."""
-        owner = self._guard.admit(request.headers.raw)
-        response_id: str = request.path_params["response_id"]
-        turn = await self._store.get(owner, response_id)
-        if turn is None:
-            raise _no_such_response(response_id)
-        return _json_bytes(turn.response)
-
-    async def delete_response(self, request: Request) -> Response:
-        """`DELETE /v1/responses/{id}`."""
-        owner = self._guard.admit(request.headers.raw)
-        response_id: str = request.path_params["response_id"]
-        if not await self._store.delete(owner, response_id):
-            raise _no_such_response(response_id)
-        return _json({"id": response_id, "object": "response", "deleted": True})
-
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`: OpenAI's list and Codex's, with a tag to ask by whether they are still the same."""
         self._guard.admit(request.headers.raw)
         listed = catalogue(await self._router.models())
         if _is_known(listed.etag, request.headers.get("if-none-match", "")):
-            response = _json_bytes(b"", 304)
+            response = json_bytes_answer(b"", 304)
             del response.headers["content-type"]
         else:
-            response = _json_bytes(listed.body)
+            response = json_bytes_answer(listed.body)
         response.headers["etag"] = listed.etag
         return response
 
@@ -204,23 +225,23 @@ class Endpoints:
         model_id: str = request.path_params["model_id"]
         for model in await self._router.models():
             if model.id == model_id:
-                return _json(openai_entry(model))
+                return json_answer(openai_entry(model))
         raise ProtocolError("model_unknown", f"The model '{model_id}' does not exist.", param="model")
 
     async def healthz(self, _: Request) -> Response:
         """The process answers."""
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     async def readyz(self, request: Request) -> Response:
         """Whether a turn could succeed now: every upstream answers, or 503 with what is wrong."""
         if self._is_draining():
-            return _json({"status": "shutting down"}, 503)
+            return json_answer({"status": "shutting down"}, 503)
         found = await self._router.check()
         ready = all(problem is None for problem in found.values())
         answer: dict[str, object] = {"status": "ready" if ready else "not ready"}
         if self._may_see_upstreams(request):
             answer["upstreams"] = {name: problem or "ok" for name, problem in found.items()}
-        return _json(answer, 200 if ready else 503)
+        return json_answer(answer, 200 if ready else 503)
 
     def _may_see_upstreams(self, request: Request) -> bool:
         # A load balancer asks without a key; where the models run is not for everybody.
@@ -253,22 +274,18 @@ def _shutting_down() -> ProtocolError:
     return ProtocolError("server_is_overloaded", message, headers={"retry-after": "1"})
 
 
-def new_request_id() -> str:
-    """What the client sees as `x-request-id` and the log names."""
-    return f"req_{secrets.token_hex(12)}"
-
-
-def _routes(endpoints: Endpoints) -> Starlette:
+def _routes(endpoints: Endpoints, groups: Iterable[RouteList]) -> Starlette:
     routes = [Route("/healthz", endpoints.healthz), Route("/readyz", endpoints.readyz)]
     for prefix in _PREFIXES:
-        routes += [
-            Route(f"{prefix}/responses", endpoints.responses_index, methods=["GET"]),
-            Route(f"{prefix}/responses/{{response_id}}", endpoints.get_response, methods=["GET"]),
-            Route(f"{prefix}/responses/{{response_id}}", endpoints.delete_response, methods=["DELETE"]),
-            Route(f"{prefix}/models", endpoints.list_models, methods=["GET"]),
-            Route(f"{prefix}/models/{{model_id:path}}", endpoints.get_model, methods=["GET"]),
-        ]
-    handlers = {ProtocolError: _answer_error, StoreUnavailable: _answer_error, 404: _not_found, 405: _wrong_method}
+        for method, path, endpoint in chain(endpoints.routes(), *groups):
+            routes.append(Route(f"{prefix}{path}", endpoint, methods=[method]))
+    handlers = {
+        ProtocolError: _answer_error,
+        StoreUnavailable: _answer_error,
+        ClientGone: _gone,
+        404: _not_found,
+        405: _wrong_method,
+    }
     app = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False  # a redirect would go where the client's `Host` says, before the guard
     return app
@@ -278,9 +295,14 @@ async def _answer_error(_: Request, error: Exception) -> Response:
     if isinstance(error, StoreUnavailable):
         error = store_unavailable(error)
     assert isinstance(error, ProtocolError), "only these two are routed here"
-    response = _json(error.envelope(), error.status)
+    response = json_answer(error.envelope(), error.status)
     response.headers.update(error.headers)
     return response
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    """A client that left before its body was whole: nobody reads this."""
+    return Response()
 
 
 async def _not_found(request: Request, _: Exception) -> Response:
@@ -304,22 +326,9 @@ def _no_such_path(path: str) -> ProtocolError:
     return ProtocolError("not_found", f"Nothing is served at '{path}'. The API is under /v1.")
 
 
-def _no_such_response(response_id: str) -> ProtocolError:
-    return ProtocolError("not_found", f"Response with id '{response_id}' not found.")
-
-
 def _is_known(etag: str, if_none_match: str) -> bool:
     """Whether a client has this already.
 
     Source: RFC 9110 §13.1.2: the comparison is weak, so that a proxy may have marked ours as such.
     """
     return any(tag.strip().removeprefix("W/") in {etag, "*"} for tag in if_none_match.split(","))
-
-
-def _json(value: object, status: int = 200) -> Response:
-    return _json_bytes(msgspec.json.encode(value), status)
-
-
-def _json_bytes(body: bytes, status: int = 200) -> Response:
-    headers = {name.decode(): value.decode() for name, value in answer_headers(new_request_id())}
-    return Response(body, status, headers, "application/json")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, MutableMapping
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -73,3 +75,24 @@ async def read_body(receive: Receive, bytes_max: int, *, declared: int = 0) -> b
 
 class ClientGone(Exception):  # noqa: N818 - a state of the peer
     """The client closed its side."""
+
+
+async def until_gone(receive: Receive, answering: Coroutine[object, object, None]) -> None:
+    """Answer, unless the client goes first: then nothing is left to read a turn, and it is abandoned."""
+    answer = asyncio.ensure_future(answering)
+    gone = asyncio.ensure_future(_disconnected(receive))
+    try:
+        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        if not answer.done():
+            answer.cancel()
+            await asyncio.wait({answer})
+    if not answer.cancelled():
+        with suppress(OSError):  # a write to a client that has just gone
+            answer.result()
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass

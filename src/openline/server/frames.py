@@ -17,6 +17,8 @@ from websockets.http11 import Request
 
 # The ASGI message `{"type": MESSAGE, "events": [bytes, …]}`, and the extension that says it is understood.
 MESSAGE: Final = "openline.events"
+CUT: Final = "openline.cut"  # the ASGI message that ends the connection now, whatever the peer has still to read
+LAST_WORDS_SECONDS_MAX: Final = 5.0  # for a peer to read the last that it is told, and to close its side
 _TEXT: Final = 0x81  # a final text frame
 
 
@@ -31,7 +33,7 @@ def text_frame(payload: bytes) -> bytes:
 
 
 class EventsProtocol(WebSocketsSansIOProtocol):
-    """Takes `MESSAGE` beside the messages of ASGI."""
+    """Takes `MESSAGE` and `CUT` beside the messages of ASGI."""
 
     def handle_connect(self, event: Request) -> None:
         """Say in the scope that the message is understood; its task runs only after this."""
@@ -45,6 +47,9 @@ class EventsProtocol(WebSocketsSansIOProtocol):
         Raises:
             ClientDisconnected: the peer has gone, or the socket is closing.
         """
+        if message["type"] == CUT:
+            self.transport.abort()
+            return
         if message["type"] != MESSAGE:
             await super().send(message)
             return
@@ -54,6 +59,11 @@ class EventsProtocol(WebSocketsSansIOProtocol):
         self.transport.write(self._framed(message["events"]))
         if not self.writable.is_set():
             await self.writable.wait()  # what a slow client has not taken counts as not delivered
+
+    def keepalive_timeout(self) -> None:
+        """Close, and do not wait for ever until a peer that is gone has read that."""
+        super().keepalive_timeout()
+        self.loop.call_later(LAST_WORDS_SECONDS_MAX, self.transport.abort)
 
     def _framed(self, events: Iterable[bytes]) -> bytes:
         if not self.conn.extensions:

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Coroutine, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from openline.protocol import sse
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create
-from openline.server.asgi import ClientGone, Receive, Send, answer_headers, read_body, send_error, send_json
+from openline.server.asgi import ClientGone, Receive, Send, answer_headers, read_body, send_error, send_json, until_gone
+from openline.server.event_stream import send_event_stream
 from openline.turns.bind import TurnRequest
-from openline.turns.log import LogReader, Window
-from openline.turns.registry import Registry, Turn
+from openline.turns.log import LogReader, ReaderLagged, Window
+from openline.turns.registry import Registry
+from openline.turns.turn import Turn
 
-# uvicorn waits for a slow client before it takes a piece, not after; behind a piece above its high-water mark an
-# empty one waits, so that the log is told of bytes as delivered that have gone.
 _HEADER_NAME: Final = re.compile(r"[\w.:/-]{1,64}\Z", re.ASCII)
 _DROPPED_NAMED_MAX: Final = 32
-_UNDRAINED_BYTES_MAX: Final = 64 * 1024
 
 
 async def create_response(
@@ -53,33 +50,30 @@ async def create_response(
         )
         turn = registry.start(request, Window(send_buffer_bytes_max))
         with turn.log.deliver() as reader:
-            answering = _send_events if streams else _send_answer
-            await _until_gone(receive, answering(turn, reader, send, request_id))
+            answering = _answer(turn, reader, send, request_id)
+            await until_gone(receive, answering)
     except ProtocolError as error:
         await send_error(send, error, request_id)
     except ClientGone:
         return
 
 
-async def _until_gone(receive: Receive, answering: Coroutine[object, object, None]) -> None:
-    """Answer, unless the client goes first: then nothing is left to read the turn, and it is cancelled."""
-    answer = asyncio.ensure_future(answering)
-    gone = asyncio.ensure_future(_disconnected(receive))
-    try:
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        if not answer.done():
-            answer.cancel()
-            await asyncio.wait({answer})
-    if not answer.cancelled():
-        with suppress(OSError):  # a write to a client that has just gone
-            answer.result()
+async def _answer(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
+    if turn.request.streams:
+        await send_event_stream(send, reader.read, request_id, lambda: _dropped_tools(turn), may_be_refused=True)
+    elif turn.request.in_background:
+        await _send_queued(turn, reader, send, request_id)
+    else:
+        await _send_answer(turn, reader, send, request_id)
 
 
-async def _disconnected(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+async def _send_queued(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
+    """The response as it was created: it goes on without its client."""
+    with suppress(ReaderLagged):  # what it has written since may be more than is kept
+        await reader.read()
+    assert turn.writer is not None, "a turn that was not refused is being written"
+    queued = msgspec.json.encode(turn.writer.builder.queued)
+    await send_json(send, 200, queued, answer_headers(request_id, _dropped_tools(turn)))
 
 
 async def _send_answer(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
@@ -88,24 +82,6 @@ async def _send_answer(turn: Turn, reader: LogReader, send: Send, request_id: st
     response = turn.log.response
     assert response is not None, "a turn that was not refused ends with its response"
     await send_json(send, 200, msgspec.json.encode(response), answer_headers(request_id, _dropped_tools(turn)))
-
-
-async def _send_events(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
-    events = await reader.read()  # a refusal is raised here, while its status can still be sent
-    headers = [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache"),
-        (b"x-accel-buffering", b"no"),  # nginx would hold the stream back
-        *_dropped_tools(turn),
-    ]
-    await send({"type": "http.response.start", "status": 200, "headers": answer_headers(request_id, headers)})
-    while events:
-        body = b"".join([sse.encode(event) for event in events])
-        await send({"type": "http.response.body", "body": body, "more_body": True})
-        if len(body) > _UNDRAINED_BYTES_MAX:
-            await send({"type": "http.response.body", "body": b"", "more_body": True})
-        events = await reader.read()
-    await send({"type": "http.response.body", "body": sse.DONE})
 
 
 def _dropped_tools(turn: Turn) -> Sequence[tuple[bytes, bytes]]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
-import signal
 import socket
 import ssl
 import time
 from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack, suppress
 from types import FrameType
 from typing import Final
 
@@ -22,14 +23,18 @@ from openline.observe import Hook, LogHook
 from openline.server.app import App
 from openline.server.frames import EventsProtocol
 from openline.server.guard import Guard
-from openline.state.opening import open_store
+from openline.state.opening import start_store
+from openline.state.retention import retain
+from openline.state.sealing import open_seal
 from openline.state.store import Store
 from openline.turns.bind import Parts
+from openline.turns.leases import keep_leases
 from openline.turns.registry import Registry
 
 _log: Final = logging.getLogger("openline.server")
 _BACKLOG: Final = 2048
-_GRACEFUL_SECONDS_MAX: Final = 5  # what was to end has ended by then; this is for clients that do not read
+_FLUSH_SECONDS_MAX: Final = 5  # all has been said by then; this is for slow clients to take it
+_CUT_SECONDS_MAX: Final = 1  # for tasks to see that their client was cut
 _KEEP_ALIVE_SECONDS: Final = 75  # as nginx; an agent whose tool runs for a minute comes back on the same connection
 
 
@@ -82,24 +87,42 @@ def run(config: Config, listening: socket.socket, on_started: Callable[[], None]
 
 async def _serve(config: Config, listening: socket.socket, on_started: Callable[[], None]) -> None:
     _raise_descriptor_limit()
-    store = open_store(config.store.url)
-    router = open_router(config.upstreams, show_detail=not config.keys)
-    app, registry = build(config, router, store, LogHook())
-    recognising = asyncio.create_task(router.check())  # so that the first turn has its upstream's form already
-    try:
+    async with AsyncExitStack() as stack:  # what is opened last closes first
+        store = await start_store(config.store)
+        stack.push_async_callback(store.close)
+        router = open_router(config.upstreams, show_detail=not config.keys)
+        stack.push_async_callback(router.close)
+        app, registry = build(config, router, store, LogHook())
+        for work in (
+            router.check(),  # so that the first turn has its upstream's form already
+            keep_leases(registry.held, registry.parts),
+            retain(store, config.store.retain_days, time.time),
+        ):
+            stack.callback(asyncio.ensure_future(work).cancel)
+        stack.push_async_callback(registry.close)
         load_models(router)
         await Server(uvicorn_config(config, app), on_started, app.drain).serve(sockets=[listening])
-    finally:
-        recognising.cancel()
-        await registry.close()
-        await router.close()
-        await store.close()
 
 
 def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App, Registry]:
-    """The app over its three seams, and the registry of its turns, to be closed before them."""
+    """The app over its three seams, and the registry of its turns, to be closed before them.
+
+    Raises:
+        ConfigError: the sealing key cannot be used.
+    """
     limits = config.limits
-    parts = Parts(router, store, hook, time.time, new_id, limits.created_wait_seconds_max, limits.keepalive_seconds)
+    seal = open_seal(config.store.url, config.store.sealing_key_file, os.environ.get("OPENLINE_SEALING_KEY", ""))
+    parts = Parts(
+        router=router,
+        store=store,
+        hook=hook,
+        unix_time=time.time,
+        new_id=new_id,
+        created_wait_seconds_max=limits.created_wait_seconds_max,
+        keepalive_seconds=limits.keepalive_seconds,
+        resume=config.resume,
+        seal=seal,
+    )
     registry = Registry(parts)
     guard = Guard(
         config.keys,
@@ -119,21 +142,22 @@ class Server(uvicorn.Server):
 
     Args:
         on_started: called once connections are accepted.
-        drain: what has to end first.
+        drain: waits for what has to end first, until its event says to hurry.
     """
 
     def __init__(
         self,
         config: uvicorn.Config,
         on_started: Callable[[], None],
-        drain: Callable[[], Coroutine[object, object, None]],
+        drain: Callable[[asyncio.Event], Coroutine[object, object, None]],
     ) -> None:
         super().__init__(config)
         self._on_started = on_started
         self._drain = drain
         self._draining: asyncio.Task[None] | None = None
+        self._hurry = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._told = False
+        self._signals = 0
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start listening, then say so."""
@@ -142,23 +166,45 @@ class Server(uvicorn.Server):
         self._on_started()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """A first signal drains and stops, with exit code 0; a second one does not wait, and Ctrl-C again for nothing."""
-        del frame
-        if self._loop is None or self._told:
-            self.force_exit = self.should_exit and sig == signal.SIGINT
+        """A first signal drains, a second one cancels what still runs, a third one waits for nothing; exit code 0."""
+        del sig, frame
+        self._signals += 1
+        if self._loop is None:  # nothing runs yet; uvicorn looks once it has started
             self.should_exit = True
-            return
-        self._told = True
-        self._loop.call_soon_threadsafe(self._start_drain)
+        elif self._signals == 1:
+            self._loop.call_soon_threadsafe(self._start_drain)
+        elif self._signals == 2:
+            self._loop.call_soon_threadsafe(self._hurry.set)
+        else:
+            self.should_exit = self.force_exit = True
 
     def _start_drain(self) -> None:
-        self._draining = asyncio.ensure_future(self._drain())
+        self._draining = asyncio.ensure_future(self._drain(self._hurry))
         self._draining.add_done_callback(self._drained)
 
     def _drained(self, draining: asyncio.Task[None]) -> None:
         self.should_exit = True
         if not draining.cancelled() and (error := draining.exception()) is not None:
             _log.error("draining failed", exc_info=error)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close every connection; a client that has not read by then what was written for it is cut."""
+        cutting = asyncio.ensure_future(self._cut_later())
+        await super().shutdown(sockets)
+        cutting.cancel()
+        self._cut()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=_CUT_SECONDS_MAX)
+
+    async def _cut_later(self) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_FLUSH_SECONDS_MAX):
+                await self._hurry.wait()
+        self._cut()
+
+    def _cut(self) -> None:
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
 
 
 def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
@@ -185,7 +231,7 @@ def uvicorn_config(config: Config, app: App) -> uvicorn.Config:
         date_header=False,
         backlog=_BACKLOG,
         timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=_GRACEFUL_SECONDS_MAX,
+        timeout_graceful_shutdown=_FLUSH_SECONDS_MAX + _CUT_SECONDS_MAX,
         ssl_certfile=server.tls_cert or None,
         ssl_keyfile=server.tls_key or None,
     )

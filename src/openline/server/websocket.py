@@ -81,10 +81,10 @@ class Socket:
         self._turns: dict[str | None, Turn] = {}  # what runs, by lane
         self._deliveries: set[asyncio.Task[None]] = set()
         self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
-        self._late: dict[str | None, list[SteerRefused]] = {}  # steers that came after the end and before it was read
         self._idle = asyncio.Event()
         self._idle.set()
         self._retiring = False
+        self._closed = False  # by us; the peer has still to close its side
 
     def __repr__(self) -> str:
         return f"<Socket {self._owner} {self._connection!r} {self._window!r}>"
@@ -108,6 +108,18 @@ class Socket:
                     delivery.cancel()
                 for warmed in self._warmed.values():
                     warmed.stop()
+        if self._closed:
+            await self._await_close()
+
+    async def _await_close(self) -> None:
+        """Wait until the peer has closed its side: before that, a reset could take what it has still to read."""
+        try:
+            async with asyncio.timeout(frames.LAST_WORDS_SECONDS_MAX):
+                message = await self._receive()
+                while message["type"] != "websocket.disconnect" or message["code"] == GOING_AWAY:  # ours
+                    message = await self._receive()
+        except TimeoutError:
+            await self._send({"type": frames.CUT})
 
     def retire(self, error: ProtocolError, grace_seconds: float, last: ProtocolError | None = None) -> None:
         """Start nothing any more, and close once what runs has ended.
@@ -126,17 +138,22 @@ class Socket:
 
     async def _close_when_idle(self, grace_seconds: float, last: ProtocolError | None) -> None:
         with suppress(ClientGone, OSError, RuntimeError):
-            await self._start_turns()  # the refusals of what waited
-            try:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
+                    await self._start_turns()  # the refusals of what waited
                     await self._idle.wait()
+            for turn in self._turns.values():
+                turn.stop()
+            try:
+                async with asyncio.timeout(frames.LAST_WORDS_SECONDS_MAX):
+                    await self._idle.wait()
+                    await self._give_back(self._steers.take_all(), "The connection takes no more creates.")
+                    if last is not None:
+                        await self._refuse(last, None)
+                    await self._send({"type": "websocket.close", "code": GOING_AWAY})
+                    self._closed = True
             except TimeoutError:
-                for turn in self._turns.values():
-                    turn.stop()
-                await self._idle.wait()
-            if last is not None:
-                await self._refuse(last, None)
-            await self._send({"type": "websocket.close", "code": GOING_AWAY})
+                await self._send({"type": frames.CUT})
 
     # What comes in.
 
@@ -156,7 +173,7 @@ class Socket:
     async def _act(self, event: Direct) -> None:
         match event:
             case Cancel():
-                self._cancel(event)
+                await self._cancel(event)
             case Steer():
                 self._steer(event)
             case Inject():
@@ -164,7 +181,7 @@ class Socket:
                 fields: Event = {"response_id": event.response_id, "input": event.input, "error": error}
                 await self._tell("response.inject.failed", 0, fields, None)
 
-    def _cancel(self, cancel: Cancel) -> None:
+    async def _cancel(self, cancel: Cancel) -> None:
         """Stop what the client names, if it runs; a client that is late gets no error, which others would misread.
 
         Source: WebSocket mode guide, "Cancelling".
@@ -173,12 +190,13 @@ class Socket:
             turn = self._running(cancel.response_id)
         else:
             turn = self._turns.get(None)
-            self._connection.cancel_queued(None)
+            if self._connection.cancel_queued(None):
+                await self._give_back(self._steers.take(None), "It was cancelled before its successor started.")
         if turn is not None:
             turn.stop()
 
     def _running(self, response_id: str) -> Turn | None:
-        return next((turn for turn in self._turns.values() if turn.response_id == response_id), None)
+        return next((turn for turn in self._turns.values() if turn.id == response_id and turn.is_known), None)
 
     # Steering.
 
@@ -186,24 +204,25 @@ class Socket:
         turn = self._running(steer.previous_response_id)
         if turn is None:
             raise self._steers.too_late(steer)
+        if turn.log.ended:  # and its end has not been read yet
+            raise steering.already_completed(steer)
+        steering.require_support(steer, turn.request.create)
         items = steering.steer_items(steer)
         self._steers.admit(steer)
         steered = Steered(self._registry.new_id("steer"), steer, items)
-        if not turn.tell(steering.ACCEPTED, steering.accepted(steered)):
-            raise steering.already_completed(steer)
+        turn.tell(steering.ACCEPTED, steering.accepted(steered))
         self._steers.add(turn.request.stream_id, steered)
         turn.yield_at_boundary()
 
     async def _refuse_steer(self, refused: SteerRefused) -> None:
-        """Say so: in the response's own log while it runs, behind its end where that has not been read yet."""
+        """Say so: in the response's own log, as long as that is read."""
         turn = self._running(refused.steer.previous_response_id)
         fields = steering.failed(refused)
         if turn is None:
             await self._tell_of(refused.steer.previous_response_id, steering.FAILED, fields)
-        elif turn.tell(steering.FAILED, fields):
-            await self._window.opened()  # the input goes back, and may be large
         else:
-            self._late.setdefault(turn.request.stream_id, []).append(refused)
+            turn.tell(steering.FAILED, fields)
+            await self._window.opened()  # the input goes back, and may be large
 
     async def _give_back(self, steered: Iterable[Steered], why: str) -> None:
         """Tell of steers that were accepted and have no successor."""
@@ -211,22 +230,22 @@ class Socket:
             refused = SteerRefused("successor_creation_failed", why, each.steer)
             await self._tell_of(each.steer.previous_response_id, steering.FAILED, steering.failed(refused, each.id))
 
+    async def _give_back_refused(self, steered: Iterable[Steered], error: ProtocolError) -> None:
+        await self._give_back(steered, f"The create that was to bring it along was refused: {error.message}")
+
     async def _tell_of(self, response_id: str, event_type: str, fields: Event) -> None:
         """An event about a response that has ended: it belongs to this connection only."""
         await self._tell(event_type, self._steers.number(response_id), fields, self._steers.lane_of(response_id))
 
     async def _successor(self, turn: Turn) -> Start | None:
-        """What goes on by itself behind a turn that was steered; None if nothing does, and the client was told why.
+        """What goes on by itself behind a turn that was steered; None if nothing does.
 
         Source: Mid-turn steering guide, "Outcomes".
         """
         stream_id, response = turn.request.stream_id, turn.log.response
         if response is None:
-            await self._give_back(turn.request.steers, "The create that was to bring it along was refused.")
             return None
         self._steers.ended(stream_id, response["id"], len(turn.log))
-        for refused in self._late.pop(stream_id, ()):
-            await self._tell_of(response["id"], steering.FAILED, steering.failed(refused))
         waiting = self._steers.waiting(stream_id)
         if not waiting or self._connection.is_continued(stream_id, response["id"]):
             return None
@@ -248,6 +267,7 @@ class Socket:
             else:
                 self._cache.evict_failed(self._owner, entry.stream_id, entry.previous_response_id)
                 await self._refuse(entry.error, entry.stream_id)
+                await self._give_back_refused(self._steers.take(entry.stream_id), entry.error)
                 self._connection.end_turn(entry.stream_id)
         if self._connection.is_idle:
             self._idle.set()
@@ -258,6 +278,10 @@ class Socket:
         create = start.create
         stream_id = create.stream_id
         steers = self._steers.take(stream_id)
+        if start.is_successor and (self._retiring or not steers):
+            await self._give_back(steers, "Its response cannot be continued here.")
+            self._connection.end_turn(stream_id)
+            return
         if any(each.steer.previous_response_id != create.previous_response_id for each in steers):
             await self._give_back(steers, "The lane went on without it.")
             steers = ()
@@ -273,6 +297,7 @@ class Socket:
                 cache=self._cache,
                 stream_id=stream_id,
                 steers=steers,
+                is_successor=start.is_successor,
             ),
             self._window,
         )
@@ -307,7 +332,9 @@ class Socket:
                 while events := await reader.read():
                     await self._write([frame(event, stream_id) for event in events])
             except ProtocolError as refusal:
-                await self._refuse(refusal, stream_id)
+                if not turn.request.is_successor:
+                    await self._refuse(refusal, stream_id)
+                await self._give_back_refused(turn.request.steers, refusal)
             del self._turns[stream_id]
             self._connection.end_turn(stream_id, await self._successor(turn))
             await self._start_turns()
@@ -333,7 +360,8 @@ def continued(request: TurnRequest, response_id: str) -> Start:
     """The create of a successor that starts by itself: its settings are the response's own, its input is what waits."""
     create = request.create
     assert isinstance(create, SocketCreate), "only a socket's responses are steered"
-    return Start(msgspec.structs.replace(create, previous_response_id=response_id, input=None), request.body)
+    create = msgspec.structs.replace(create, previous_response_id=response_id, input=None)
+    return Start(create, request.body, is_successor=True)
 
 
 def _goes_on(response: Event) -> bool:

@@ -2,39 +2,142 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from openline.protocol.errors import ProtocolError
 from openline.protocol.fold import Event
+from openline.protocol.ids import input_item_id
 from openline.protocol.items import Item, item_of
 from openline.state.cache import Anchor
 from openline.state.context import ContextNode
-from openline.state.store import Store, StoredTurn, StoreUnavailable, store_unavailable
-from openline.turns.bind import Bound, TurnRequest
+from openline.state.sealed_items import opened
+from openline.state.sealing import Seal
+from openline.state.store import (
+    Appended,
+    ConversationItem,
+    NotAppended,
+    Store,
+    StoredTurn,
+    StoreUnavailable,
+    store_unavailable,
+)
+from openline.turns.bind import Bound, Parts, TurnRequest
+from openline.turns.log import TurnLog
 
 _encoder: Final = msgspec.json.Encoder()
+_fields: Final = msgspec.json.Decoder(dict[str, Any])
 
 
-async def keep(request: TurnRequest, bound: Bound, response: Event, store: Store) -> None:
+async def begin(request: TurnRequest, bound: Bound, parts: Parts) -> None:
+    """Keep that a background turn runs, before its client is told, so that no restart loses it.
+
+    Raises:
+        ProtocolError: it could not be kept.
+
+    Source: Background mode guide; guarantee of durability: what is acknowledged is committed.
+    """
+    if request.create.stores:
+        row = msgspec.structs.replace(_row(bound, bound.response), chainable=False, lease_until=lease_end(parts))
+        await _put(parts.store, request.owner, row)
+
+
+async def keep(request: TurnRequest, bound: Bound, response: Event, parts: Parts, log: TurnLog) -> Event:
     """Keep a response: in the store if it asks for that, and as its lane's latest if it can be continued.
 
-    Nothing is kept of a response whose output cannot be read back.
+    Nothing is kept of a response whose output cannot be read back. Of a background response that is streamed
+    the events are kept too, but for the terminal one, which holds the response again.
+
+    Returns:
+        The response; if another process has ended it meanwhile, then as that one did.
 
     Raises:
         ProtocolError: it could not be kept.
     """
-    node = _node_behind(bound, response)
+    node = _node_behind(request, bound, response, parts.seal)
+    appends = _appended(request, bound, response, int(parts.unix_time()))
     if request.create.stores:
-        try:
-            await store.put(request.owner, _row(bound, response))
-        except StoreUnavailable as error:
-            raise store_unavailable(error) from None
+        events = b"\n".join(log.events()) if request.in_background and request.streams and log.is_whole else None
+        if request.in_background and (ended := await _ended_elsewhere(request, response["id"], parts)) is not None:
+            return ended
+        await _put(parts.store, request.owner, _row(bound, response), events, appends)
+    elif appends is not None:
+        await _append(parts.store, request.owner, appends)
     if request.cache is not None and response["status"] != "failed":
         stored = request.create.stores and _is_chainable(bound)
         request.cache.keep(request.owner, request.stream_id, Anchor(response["id"], node, bound.model, stored))
+    return response
+
+
+async def _ended_elsewhere(request: TurnRequest, response_id: str, parts: Parts) -> Event | None:
+    """A background response as another process has ended it: cancelled for its client, or failed, as ours seemed gone.
+
+    Raises:
+        ProtocolError: it was deleted there, or the store cannot say.
+    """
+    try:
+        if await parts.store.renew([(request.owner, response_id)], lease_end(parts)):
+            return None
+        row = await parts.store.get(request.owner, response_id)
+    except StoreUnavailable as error:
+        raise store_unavailable(error) from None
+    if row is None:
+        raise ProtocolError("not_found", f"Response with id '{response_id}' was deleted while it ran.")
+    return _fields.decode(row.response)
+
+
+def lease_end(parts: Parts) -> int:
+    """Until when a process that has just said so is taken to run its turns."""
+    return math.ceil(parts.unix_time() + parts.resume.lease_seconds)
+
+
+async def _put(
+    store: Store, owner: str, row: StoredTurn, events: bytes | None = None, appends: Appended | None = None
+) -> None:
+    try:
+        await store.put(owner, row, events=events, appends=appends)
+    except NotAppended as error:
+        raise _not_appended(error) from None
+    except StoreUnavailable as error:
+        raise store_unavailable(error) from None
+
+
+async def _append(store: Store, owner: str, appends: Appended) -> None:
+    try:
+        await store.append(owner, appends)
+    except NotAppended as error:
+        raise _not_appended(error) from None
+    except StoreUnavailable as error:
+        raise store_unavailable(error) from None
+
+
+def _not_appended(error: NotAppended) -> ProtocolError:
+    return ProtocolError("invalid_request", f"The conversation does not take this turn: {error}.", param="conversation")
+
+
+def _appended(request: TurnRequest, bound: Bound, response: Event, now: int) -> Appended | None:
+    """What a turn adds to its conversation, once it has ended well: its input and its output.
+
+    Source: Responses API reference, "conversation".
+    """
+    conversation_id = request.create.conversation_id
+    if conversation_id is None or response["status"] not in {"completed", "incomplete"}:
+        return None
+    asked = [
+        conversation_item(item, input_item_id(item.type, response["id"], index))
+        for index, item in enumerate(own_input(bound))
+    ]
+    said = [ConversationItem(item["id"], _encoder.encode(item)) for item in response["output"]]
+    return Appended(conversation_id, (*asked, *said), now)
+
+
+def conversation_item(item: Item, item_id: str) -> ConversationItem:
+    """An item that a client sent, under an id of ours: two that it gave the same one can stand in one conversation."""
+    fields = _fields.decode(item.wire)
+    return ConversationItem(item_id, _encoder.encode({**fields, "type": item.type, "id": item_id}))
 
 
 def evict_failed_parent(request: TurnRequest) -> None:
@@ -46,9 +149,9 @@ def evict_failed_parent(request: TurnRequest) -> None:
         request.cache.evict_failed(request.owner, request.stream_id, request.create.previous_response_id)
 
 
-def _node_behind(bound: Bound, response: Event) -> ContextNode:
+def _node_behind(request: TurnRequest, bound: Bound, response: Event, seal: Seal) -> ContextNode:
     try:
-        return bound.context.extend([item_of(item) for item in response["output"]])
+        return bound.context.extend(opened(map(item_of, response["output"]), request.owner, seal))
     except ProtocolError as error:
         message = f"Upstream '{bound.upstream}' sent an output that nobody could continue: {error.message}"
         raise ProtocolError("upstream_error", message) from None
@@ -61,17 +164,19 @@ def _row(bound: Bound, response: Event) -> StoredTurn:
         created_at=response["created_at"],
         status=response["status"],
         chainable=response["status"] != "failed" and _is_chainable(bound),
-        input=b"[" + b",".join(item.raw for item in _own_input(bound)) + b"]",
+        input=b"[" + b",".join(item.wire for item in own_input(bound)) + b"]",
         response=_encoder.encode(response),
     )
 
 
-def _own_input(bound: Bound) -> Sequence[Item]:
-    is_new = bound.parent is None or bound.context is not bound.parent.node
-    return bound.context.own_items if is_new else ()
+def own_input(bound: Bound) -> Sequence[Item]:
+    """The items that the request itself brought."""
+    return bound.context.own_items if bound.context is not bound.before else ()
 
 
 def _is_chainable(bound: Bound) -> bool:
     # Nothing unstored is written by the back door, so a stored child of an unstored
-    # ancestor cannot be continued outside its connection.
+    # ancestor cannot be continued outside its connection. What belongs to a conversation goes on there.
+    if bound.request.create.conversation_id is not None:
+        return False
     return bound.parent is None or bound.parent.stored

@@ -65,15 +65,23 @@ class TurnLog:
     Args:
         window: the delivering reader's; None if nobody waits for bytes.
         on_abandoned: called when the last reader has left before the end.
+        kept_bytes_max: how much stays for those who come later, whatever the readers are at; 0 is nothing.
     """
 
-    def __init__(self, window: Window | None = None, on_abandoned: Callable[[], object] | None = None) -> None:
+    def __init__(
+        self,
+        window: Window | None = None,
+        on_abandoned: Callable[[], object] | None = None,
+        kept_bytes_max: int = 0,
+    ) -> None:
         self._events: list[bytes] = []
         self._first = 0  # the number of the first event that is kept
         self._delivered = 0  # how many the client's transport has taken
         self._left = False  # whether the delivering reader has come and gone
         self._window = window
         self._on_abandoned = on_abandoned
+        self._kept_bytes_max = kept_bytes_max
+        self.kept_bytes = 0  # counted only where some are to be kept
         self._readers: set[LogReader] = set()
         self.closing = False  # the response is being kept: too late to cancel
         self.ended = False
@@ -95,6 +103,9 @@ class TurnLog:
             events: encoded, in order.
             last: the final response, when the terminal event is among them.
         """
+        if self._kept_bytes_max:
+            self._trim_to_limit()  # before these come, so that who keeps up can read them, however large they are
+            self.kept_bytes += sum(map(len, events))
         self._events.extend(events)
         if self._left:
             self._trim(len(self))  # nobody holds the writer up any more, so observers keep up or are cut off
@@ -125,9 +136,26 @@ class TurnLog:
         """The reader that delivers to the client: it holds the writer up, and the log is trimmed behind it."""
         return LogReader(self, delivering=True)
 
-    def observe(self) -> LogReader:
-        """A reader from the first event that is kept; cut off if it falls behind what is kept."""
-        return LogReader(self, delivering=False)
+    def observe(self, after: int | None = None) -> LogReader:
+        """A reader that is cut off if it falls behind what is kept.
+
+        Args:
+            after: the number of the last event that is not wanted; None begins with the first that is kept.
+        """
+        return LogReader(self, delivering=False, start=None if after is None else after + 1)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every event is still kept."""
+        return self._first == 0
+
+    def reaches(self, number: int) -> bool:
+        """Whether that event and all behind it are still kept."""
+        return number >= self._first
+
+    def events(self) -> Sequence[bytes]:
+        """All that is kept."""
+        return self._events
 
     # What readers do to the log.
 
@@ -169,6 +197,8 @@ class TurnLog:
 
     def _trim(self, cursor: int) -> None:
         """Let go of what is before `cursor`, as far as no observer still wants it."""
+        if self._kept_bytes_max:
+            return
         keep = cursor
         if len(self._readers) > 1 or self._left:
             keep = max(self._first, min((reader.cursor for reader in self._readers), default=cursor))
@@ -178,6 +208,15 @@ class TurnLog:
                 keep += 1
         del self._events[: keep - self._first]
         self._first = keep
+
+    def _trim_to_limit(self) -> None:
+        """Let go of the oldest events while there are too many bytes; who has not read them is told so."""
+        count = 0
+        while self.kept_bytes > self._kept_bytes_max:
+            self.kept_bytes -= len(self._events[count])
+            count += 1
+        del self._events[:count]
+        self._first += count
 
     def _bytes(self, start: int, end: int) -> int:
         return sum(map(len, self._events[start - self._first : end - self._first]))
@@ -192,11 +231,12 @@ class LogReader:
 
     __slots__ = ("_log", "_news", "cursor", "delivering")
 
-    def __init__(self, log: TurnLog, *, delivering: bool) -> None:
+    def __init__(self, log: TurnLog, *, delivering: bool, start: int | None = None) -> None:
         self._log = log
         self._news: asyncio.Future[None] | None = None
         self.delivering = delivering
-        self.cursor = log.attach(self)
+        first = log.attach(self)
+        self.cursor = first if start is None else start
 
     def __enter__(self) -> Self:
         return self

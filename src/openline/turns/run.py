@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import aclosing
+from collections.abc import Generator
+from contextlib import aclosing, contextmanager
+from functools import partial
 from typing import Final
+
+import msgspec
 
 from openline.observe import TurnDetails
 from openline.protocol.builder import Builder
-from openline.protocol.deltas import Ended, Usage
-from openline.protocol.errors import ProtocolError
+from openline.protocol.deltas import Ended, UpstreamEvent, Usage
+from openline.protocol.errors import ProtocolError, request_cancelled
+from openline.protocol.ids import output_item_ids
+from openline.protocol.items import item_of
 from openline.protocol.states import IllegalTransition
+from openline.state.sealed_items import COMPACTION, compaction_item, opened, sealed_reasoning
 from openline.turns.bind import Bound, Parts, TurnRequest, bind
-from openline.turns.keep import evict_failed_parent, keep
+from openline.turns.compact import is_due, summed_up
+from openline.turns.keep import begin, evict_failed_parent, keep, own_input
 from openline.turns.log import TurnLog
+from openline.turns.truncate import without_oldest
 from openline.turns.turn import Turn
 from openline.turns.writer import Writer
 
+_COMPACTION_AT: Final = -1  # no upstream's own index
 _log: Final = logging.getLogger("openline.turns")
 
 
@@ -37,10 +47,16 @@ async def run_turn(turn: Turn, parts: Parts) -> None:
     writer: Writer | None = None
     error: ProtocolError | None = None
     try:
-        bound = await bind(request, parts)
+        bound = await bind(request, turn.id, parts)
         log.dropped_tools = bound.generation.dropped_tools
         writer = turn.writer = _writer(request, log, bound, parts)
-        await _generate(request, bound, writer, parts)
+        if request.in_background:
+            turn.own_input = [item.wire for item in own_input(bound)]
+            await begin(request, bound, parts)
+            writer.open()
+        with _opened_in_time(request, writer, parts):
+            bound = await _summed_up(request, bound, writer, parts)
+            await _generate(request, bound, writer)
     except asyncio.CancelledError:
         if writer is not None and writer.builder.ended is None:
             writer.builder.apply([Ended(turn.stop_reason)])
@@ -48,9 +64,11 @@ async def run_turn(turn: Turn, parts: Parts) -> None:
         error = refused_or_failed
     except Exception:  # noqa: BLE001 - whatever it is, the turn must end
         error = _defect(request)
-    if bound is None or writer is None or (error is not None and _shows_nothing(request, writer)):
-        error = error or ProtocolError("request_cancelled", "The request was cancelled before it started.")
-        evict_failed_parent(request)
+    never_began = request.in_background and writer is not None and not writer.is_open  # stopped before its row stood
+    if bound is None or writer is None or never_began or (error is not None and _shows_nothing(request, writer)):
+        if error is not None and not request.is_successor:
+            evict_failed_parent(request)
+        error = error or request_cancelled()
         log.refuse(error)
     else:
         error = await _keep_and_announce(request, bound, writer, error, parts)
@@ -60,33 +78,98 @@ async def run_turn(turn: Turn, parts: Parts) -> None:
 
 
 def _writer(request: TurnRequest, log: TurnLog, bound: Bound, parts: Parts) -> Writer:
-    builder = Builder(bound.response, parts.new_id, timings=request.create.wants_timings)
-    return Writer(log, builder, parts.keepalive_seconds if request.transport != "json" else None)
+    create = request.create
+    seal = partial(sealed_reasoning, owner=request.owner, seal=parts.seal) if create.wants_sealed_reasoning else None
+    builder = Builder(bound.response, output_item_ids(bound.response["id"]), timings=create.wants_timings, seal=seal)
+    return Writer(log, builder, parts.keepalive_seconds if request.streams else None)
 
 
-async def _generate(request: TurnRequest, bound: Bound, writer: Writer, parts: Parts) -> None:
-    if not request.create.generates:
-        await writer.write([Usage(), Ended()])
-        return
-    # Clients must not wait for a long prefill in silence; but as long as nothing was
-    # sent, a refusal can still have its real status.
+@contextmanager
+def _opened_in_time(request: TurnRequest, writer: Writer, parts: Parts) -> Generator[None]:
+    """`response.created` leaves after a while: clients must not wait for a long prefill in silence.
+
+    As long as nothing was sent, a refusal can still have its real status.
+    """
     wait = parts.created_wait_seconds_max
     opening = asyncio.get_running_loop().call_later(wait, writer.open) if request.transport != "json" else None
     try:
-        async with aclosing(bound.generation.stream()) as batches:
-            async for deltas in batches:
-                await writer.write(deltas)
-                if writer.builder.yielded:
-                    break
+        yield
+    finally:
+        if opening is not None:
+            opening.cancel()
+
+
+async def _summed_up(request: TurnRequest, bound: Bound, writer: Writer, parts: Parts) -> Bound:
+    """The request with its conversation summed up, if that is asked for or its time has come.
+
+    What follows in the output stands behind the summary; the user's last messages stay as they are for this turn.
+    `usage` tells of the summary only where nothing follows: by it clients judge how long their conversation is.
+
+    Source: Streaming reference, "Compaction".
+    """
+    if not bound.sums_up and not await is_due(bound.engine, bound.request, bound.context):
+        return bound
+    writer.open()
+    added = {
+        "type": "response.output_item.added",
+        "output_index": _COMPACTION_AT,
+        "item": {"type": COMPACTION, "encrypted_content": ""},
+    }
+    compacting = {"type": "response.compaction.compacting", "output_index": _COMPACTION_AT, "item_id": ""}
+    await writer.write([UpstreamEvent(added), UpstreamEvent(compacting)])
+    summary = await summed_up(bound)
+    item = compaction_item(summary.text, request.owner, parts.seal)
+    done = {"type": "response.output_item.done", "output_index": _COMPACTION_AT, "item": item}
+    if bound.sums_up:
+        end = {"type": "response.completed", "response": {"usage": summary.usage}}
+        await writer.write([UpstreamEvent(done), UpstreamEvent(end)])
+        return bound
+    await writer.write([UpstreamEvent(done)])
+    context = bound.context.summed_up(opened([item_of(item)], request.owner, parts.seal))
+    engine_request = msgspec.structs.replace(bound.request, context=context)
+    generation = bound.engine.prepare(engine_request)
+    return msgspec.structs.replace(bound, request=engine_request, generation=generation)
+
+
+async def _generate(request: TurnRequest, bound: Bound, writer: Writer) -> None:
+    if writer.builder.ended is not None:
+        return
+    if not request.create.generates:
+        await writer.write([Usage(), Ended()])
+        return
+    try:
+        await _stream(bound, writer)
     except IllegalTransition as broken:
         _log.warning("upstream %s broke the protocol: %s", bound.upstream, broken)
         message = f"Upstream '{bound.upstream}' sent an event that cannot stand where it came."
         raise ProtocolError("upstream_error", message) from None
-    finally:
-        if opening is not None:
-            opening.cancel()
     if writer.builder.ended is None:
         raise ProtocolError("upstream_error", f"Upstream '{bound.upstream}' ended its answer before it was finished.")
+
+
+async def _stream(bound: Bound, writer: Writer) -> None:
+    """What the engine generates; of a context that is too long for it and may be truncated, without the oldest turns.
+
+    Source: Responses API reference, "truncation".
+    """
+    items = len(writer.builder.fold.items)
+    request, generation = bound.request, bound.generation
+    while True:
+        try:
+            async with aclosing(generation.stream()) as batches:
+                async for deltas in batches:
+                    await writer.write(deltas)
+                    if writer.builder.yielded:
+                        break
+            return
+        except ProtocolError as error:
+            is_too_long = error.code == "context_length_exceeded" and len(writer.builder.fold.items) == items
+            context = without_oldest(request.context) if is_too_long and request.create.truncation == "auto" else None
+            if context is None:
+                raise
+        _log.info("%s does not fit its model: %d items are left of it", bound.response["id"], context.depth)
+        request = msgspec.structs.replace(request, context=context)
+        generation = bound.engine.prepare(request)
 
 
 def _is_warm(request: TurnRequest, log: TurnLog) -> bool:
@@ -111,7 +194,7 @@ async def _prefill(bound: Bound) -> None:
 
 def _shows_nothing(request: TurnRequest, writer: Writer) -> bool:
     """Whether an error can still be a refusal: before `response.created`, and for a plain JSON answer to its end."""
-    return writer.opened_at is None or request.transport == "json"
+    return writer.opened_at is None or not (request.streams or request.in_background)
 
 
 async def _keep_and_announce(
@@ -121,8 +204,10 @@ async def _keep_and_announce(
     writer.log.closing = True
     builder = writer.builder
     response = builder.final(int(parts.unix_time())) if error is None else builder.failed(error)
+    if request.in_background:
+        writer.append(builder.take())  # so that they are kept as well
     try:
-        await keep(request, bound, response, parts.store)
+        response = await keep(request, bound, response, parts, writer.log)
     except ProtocolError as unkept:
         error = unkept
     except Exception:  # noqa: BLE001 - as in `run_turn`

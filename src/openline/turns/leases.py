@@ -1,0 +1,89 @@
+"""Background turns of other processes: those that are gone, and those that another one than ours is told to stop.
+
+A process renews the leases of the turns that it runs. What nobody renews has lost its process, and fails. What a
+process finds ended, or deleted, while it runs it was stopped by another one.
+
+Source: Background mode guide; Responses API reference, "The response object", `status`; docs/adr/0007.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import msgspec
+
+from openline.protocol.errors import ProtocolError
+from openline.state.store import UNFINISHED_MAX, AlreadyKept, Store, StoredTurn, StoreUnavailable
+from openline.turns.bind import Parts
+from openline.turns.held import Held
+from openline.turns.keep import lease_end
+
+_log: Final = logging.getLogger("openline.turns")
+
+
+async def keep_leases(held: Held, parts: Parts) -> None:
+    """Renew ours and end those of others that have run out, until cancelled."""
+    while True:
+        try:
+            await renew(held, parts.store, lease_end(parts))
+            await sweep(parts.store, int(parts.unix_time()))
+        except StoreUnavailable as error:
+            _log.warning("the leases of background responses were not renewed: %s", error)
+        except Exception:  # noqa: BLE001 - whatever it is, the next renewal needs this loop
+            _log.exception("the leases of background responses were not renewed")
+        await asyncio.sleep(parts.resume.lease_seconds / 3)
+
+
+async def renew(held: Held, store: Store, until: int) -> None:
+    """Say that what runs here still does; stop what another process has ended or deleted."""
+    running = held.stored_and_running()
+    if not running or await store.renew([(turn.request.owner, turn.id) for turn in running], until) == len(running):
+        return
+    for turn in running:
+        row = await store.get(turn.request.owner, turn.id)
+        if turn.log.closing or (row is not None and row.lease_until is not None):
+            continue
+        turn.stop()
+        await asyncio.wait({turn.task})
+        if row is None:
+            held.forget(turn.request.owner, turn.id)
+
+
+async def sweep(store: Store, now: int) -> int:
+    """Fail what nobody runs any more; how many there were."""
+    error = ProtocolError("internal_error", "The server stopped before this response was finished.")
+    count = 0
+    while lost := await store.unfinished(now):
+        for owner, turn in lost:
+            try:
+                await store.put(owner, ended(turn, status="failed", error=error.failure()))
+                count += 1
+            except AlreadyKept:
+                _log.info("background response %s has ended after all", turn.response_id)
+        if len(lost) < UNFINISHED_MAX:
+            break
+    if count:
+        _log.warning("%d background responses had lost their process and are failed now", count)
+    return count
+
+
+async def cancel_elsewhere(store: Store, owner: str, turn: StoredTurn) -> StoredTurn | None:
+    """Cancel a turn that another process runs, which stops once it renews its lease; the turn as it ended.
+
+    None if it was deleted meanwhile.
+    """
+    cancelled = ended(turn, status="cancelled")
+    try:
+        await store.put(owner, cancelled)
+    except AlreadyKept:
+        return await store.get(owner, turn.response_id)
+    return cancelled
+
+
+def ended(turn: StoredTurn, *, status: str, **changes: object) -> StoredTurn:
+    """An unfinished turn as nobody runs it any more."""
+    response: dict[str, Any] = msgspec.json.decode(turn.response)
+    response |= {"status": status, **changes}
+    return msgspec.structs.replace(turn, status=status, lease_until=None, response=msgspec.json.encode(response))
