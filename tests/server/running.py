@@ -19,7 +19,15 @@ import aiohttp
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 
-from openline.config import Config, KeySettings, LimitSettings, ServerSettings, StoreSettings, UpstreamSettings
+from openline.config import (
+    Config,
+    KeySettings,
+    LimitSettings,
+    ResumeSettings,
+    ServerSettings,
+    StoreSettings,
+    UpstreamSettings,
+)
 from openline.engines.engine import Engine
 from openline.engines.router import Router, Upstream
 from openline.engines.scripted import ScriptedEngine
@@ -214,7 +222,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def make_config(database: Path, **sections: Any) -> Config:
-    """A configuration: `server`, `limits` and `upstreams` as in the file, `keys` as {key: owner}."""
+    """A configuration: `server`, `limits`, `resume` and `upstreams` as in the file, `keys` as {key: owner}."""
     keys = [
         KeySettings(owner=owner, sha256=hashlib.sha256(key.encode()).hexdigest())
         for key, owner in sections.get("keys", {}).items()
@@ -222,6 +230,7 @@ def make_config(database: Path, **sections: Any) -> Config:
     return Config(
         server=ServerSettings(**{"port": 0, **sections.get("server", {})}),
         limits=LimitSettings(**sections.get("limits", {})),
+        resume=ResumeSettings(**sections.get("resume", {})),
         store=StoreSettings(sections.get("store_url", f"sqlite:{database}")),
         upstreams=(UpstreamSettings(kind="scripted", **sections.get("upstream", {})),),
         keys=tuple(keys),

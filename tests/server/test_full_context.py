@@ -66,12 +66,26 @@ def _chunks(kind: str, turn: int) -> list[dict[str, Any]]:
     return [{"choices": [{"delta": delta}]} for delta in deltas]
 
 
-def outputs_of(response: dict[str, Any]) -> list[dict[str, Any]]:
-    """The client's next input: an output for every call, else the user's next message."""
+def outputs_of(response: dict[str, Any], steers: int) -> list[dict[str, Any]]:
+    """The client's next input: an output for every call, else the user's next message; steers come before it."""
     kinds = {"function_call": "function_call_output", "custom_tool_call": "custom_tool_call_output"}
     calls = [item for item in response["output"] if item["type"] in kinds]
     answered = [{"type": kinds[call["type"]], "call_id": call["call_id"], "output": "done"} for call in calls]
-    return answered or [{"type": "message", "role": "user", "content": "Go on."}]
+    said = [{"type": "message", "role": "user", "content": f"Steer {number}."} for number in range(steers)]
+    return [*said, *(answered or [{"type": "message", "role": "user", "content": "Go on."}])]
+
+
+def unanswered(messages: list[dict[str, Any]]) -> list[str]:
+    """The calls that something stands behind other than their outputs."""
+    open_calls: set[str] = set()
+    broken: list[str] = []
+    for message in messages:
+        if message["role"] == "tool":
+            open_calls.discard(message["tool_call_id"])
+        else:
+            broken += open_calls
+            open_calls = {call["id"] for call in message.get("tool_calls", ())}
+    return broken
 
 
 @asynccontextmanager
@@ -83,9 +97,15 @@ async def served(folder: Any, model: Model) -> AsyncIterator[Any]:
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(plan=st.lists(st.sampled_from(KINDS), min_size=2, max_size=6), fork_at=st.integers(0, 5))
-async def test_every_body_of_a_chain_equals_a_full_resend(tmp_path_factory: Any, plan: list[str], fork_at: int):
-    """Byte for byte: text, reasoning, parallel, custom and namespaced calls, and beside a fork of the chain."""
+@given(
+    plan=st.lists(st.sampled_from(KINDS), min_size=2, max_size=6),
+    fork_at=st.integers(0, 5),
+    steers=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+)
+async def test_every_body_of_a_chain_equals_a_full_resend(
+    tmp_path_factory: Any, plan: list[str], fork_at: int, steers: list[int]
+):
+    """Byte for byte: text, reasoning, parallel, custom and namespaced calls, steers, and beside a fork of the chain."""
     model = Model(plan)
     async with served(tmp_path_factory.mktemp("chain"), model) as server:
         history: list[dict[str, Any]] = []
@@ -106,5 +126,6 @@ async def test_every_body_of_a_chain_equals_a_full_resend(tmp_path_factory: Any,
                 resends.append(model.bodies[-1])
                 parent = {"previous_response_id": response["id"]}
                 history += response["output"]
-                items = outputs_of(response)
+                items = outputs_of(response, steers[turn])
         assert increments == resends
+        assert [unanswered(json.loads(body)["messages"]) for body in increments] == [[]] * len(plan)
