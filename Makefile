@@ -3,14 +3,14 @@
 #   make test PYTHON=python3.12 choose the interpreter (when .venv is made)
 
 .DEFAULT_GOAL := help
-.PHONY: help run serve test check conform bench docs lock clean FORCE
+.PHONY: help run serve test test-long check conform bench docs lock clean FORCE
 
 PYTHONS := $(if $(PYTHON),$(PYTHON),python3.14 python3.13 python3.12 python3.11 python3)
 PIP := .venv/bin/python -m pip --disable-pip-version-check --quiet
 
 help:  ## show this
-	@sed -n 's/^\([a-z]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r verb what; do \
-		printf 'make %-8s %s\n' "$$verb" "$$what"; done
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1	/p' Makefile | while IFS='	' read -r verb what; do \
+		printf 'make %-9s %s\n' "$$verb" "$$what"; done
 
 run: .venv/run-ready .venv/local-ready  ## start the demo: an agent loop over HTTP and over WebSocket, then keep serving (ARGS=--once: end)
 	@.venv/bin/openline demo $(ARGS)
@@ -23,6 +23,9 @@ test: check .venv/local-ready  ## check, then run the tests (ARGS="-k name" pick
 ifeq ($(strip $(ARGS)),)
 	.venv/bin/coverage report --include='src/openline/protocol/*' --fail-under=95
 endif
+
+test-long: .venv/dev-ready .venv/local-ready  ## run the tests that take long or repeat others (ARGS="-k hundred" picks some)
+	.venv/bin/pytest --long -m long $(ARGS)
 
 check: .venv/dev-ready  ## format, lint, types, layers, spelling
 	.venv/bin/ruff format --check --quiet .
