@@ -15,7 +15,7 @@ from openline.engines.engine import EngineRequest
 from openline.engines.scripted import ScriptedEngine, SeenProjection, example
 from openline.protocol.deltas import CallDelta, CallStarted, Ended, TextDelta, UpstreamEvent, Usage
 from openline.protocol.errors import ProtocolError
-from openline.protocol.events import Create, read_input
+from openline.protocol.events import Create, SocketCreate, read_input
 from openline.protocol.items import Item
 from openline.protocol.transcript import Line, write_line
 from openline.state.context import EMPTY
@@ -270,6 +270,57 @@ async def test_the_kth_turn_is_answered_by_the_kth_recorded_one(recorded):
     with pytest.raises(ProtocolError, match="The transcript has 2 turns: this is turn 3"):
         player.prepare(request("scripted-play", USER, ANSWER, USER, ANSWER, USER))
     assert "scripted-play" in [model.id for model in await player.models()]
+
+
+def on_lane(lane, number, **fields):
+    """A recorded turn of a named lane."""
+    return tuple({**frame, "stream_id": lane} for frame in (create(**fields), created(number), completed(number)))
+
+
+async def answer_on(lane, player, *items):
+    """The id of the recorded response that this lane's client gets."""
+    asked = request("scripted-play", *items)
+    asked = msgspec.structs.replace(asked, create=SocketCreate(model="scripted-play", stream_id=lane))
+    (first, *_), *_ = [batch async for batch in player.prepare(asked).stream() if batch]
+    return first.event["response"]["id"]
+
+
+async def test_a_lane_is_answered_by_its_own_turns(recorded):
+    """Conversations on two lanes are told apart, and a fork goes on from the turn of the other lane that it continues."""
+    player = recorded(
+        on_lane("a", 1),
+        on_lane("b", 2),
+        on_lane("c", 3, previous_response_id="resp_1"),
+        on_lane("a", 4, previous_response_id="resp_1"),
+    )
+    again = (USER, ANSWER, USER)
+    for lane, items, number in [("b", [USER], 2), ("a", [USER], 1), ("a", again, 4), ("c", again, 3)]:
+        assert await answer_on(lane, player, *items) == f"resp_{number}"
+    with pytest.raises(ProtocolError, match="The transcript has 1 turns on lane 'b': this is turn 2"):
+        await answer_on("b", player, *again)
+
+
+async def test_a_refusal_and_a_warm_up_are_no_turns_of_their_conversation(recorded):
+    """What comes behind them on a lane, or continues a warm-up on another, counts on from the turn before."""
+    error = {"type": "error", "status": 400, "error": {"code": "previous_response_not_found", "message": "No."}}
+    player = recorded(
+        (create(), created(1), completed(1)),
+        (create(previous_response_id="resp_x"), error),
+        (create(generate=False, previous_response_id="resp_1"), created(2), completed(2)),
+        on_lane("c", 3, previous_response_id="resp_2", input=[]),
+        (create(previous_response_id="resp_2"), created(4), completed(4)),
+    )
+    for lane, number in [("c", 3), (None, 4)]:
+        assert await answer_on(lane, player, USER, ANSWER, USER) == f"resp_{number}"
+
+
+@pytest.mark.parametrize("kind", ["web_search_call", "mcp_list_tools", "mcp_approval_request", "compaction", "new"])
+async def test_a_hosted_tools_items_begin_no_turn(recorded, kind):
+    """Only what the client says begins one: what else stands in a context is the model's, known or not."""
+    player = recorded((create(), created(1), completed(1)), (create(), created(2), completed(2)))
+    reasoning, approval = {"type": "reasoning"}, {"type": "mcp_approval_response", "approve": True}
+    context = (USER, reasoning, {"type": kind}, ANSWER, approval)
+    assert (await play(player, "scripted-play", *context))[0] == UpstreamEvent(created(2))
 
 
 async def test_turns_that_no_engine_answered_are_not_played(recorded):

@@ -6,6 +6,7 @@ The SDK builds its objects without validating; here they are validated, and stri
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from openai import omit
@@ -33,6 +34,28 @@ NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top
 # Codes of a failed response that Codex acts on, or that name the upstream's fault. The SDK lists only OpenAI's own,
 # as a closed set; it reads the others as plain strings.
 OTHER_CODES = {kind.wire_code for kind in ERRORS.values()} - {"server_error", "rate_limit_exceeded", "invalid_prompt"}
+
+# What an item goes through between `added` and `done`, by its type: the ends of its events' types.
+TEXT = r"content_part\.added (output_text\.(delta|annotation\.added) )*output_text\.done content_part\.done "
+REFUSAL = r"content_part\.added (refusal\.delta )*refusal\.done content_part\.done "
+SUMMARY = r"_summary_part\.added (_summary_text\.delta )*_summary_text\.done _summary_part\.done "
+RAW = r"content_part\.added (_text\.delta )*_text\.done content_part\.done "
+STEPS = {
+    "message": f"({TEXT}|{REFUSAL})*",
+    "reasoning": f"({SUMMARY})*({RAW})*",
+    "function_call": r"(_arguments\.delta )*_arguments\.done ",
+    "custom_tool_call": r"(_input\.delta )*_input\.done ",
+    "web_search_call": r"\.in_progress \.searching \.completed ",
+    "file_search_call": r"\.in_progress \.searching \.completed ",
+    "code_interpreter_call": r"\.in_progress (_code\.delta )*_code\.done \.interpreting \.completed ",
+    "image_generation_call": r"\.in_progress \.generating (\.partial_image )*\.completed ",
+    "mcp_list_tools": r"\.in_progress \.(completed|failed) ",
+    "mcp_call": r"\.in_progress (_arguments\.delta )*_arguments\.done \.(completed|failed) ",
+    "mcp_approval_request": "",
+    "shell_call": r"(_command\.added (_command\.delta )*_command\.done )*",
+    "shell_call_output": r"((_content\.delta )*_content\.done )*",
+    "compaction": r"(\.compacting )?",
+}
 
 by_transcript = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 
@@ -139,10 +162,50 @@ def test_deltas_add_up_to_what_is_done(path):
         joined: dict[tuple[object, ...], str] = {}
         for frame in (line.frame for line in turn.events):
             kind, _, step = frame["type"].rpartition(".")
-            where = (kind, frame.get("output_index"), frame.get("content_index"), frame.get("summary_index"))
+            where = (kind, *(frame.get(f"{of}_index") for of in ("output", "content", "summary", "command")))
             if step == "delta":
-                joined[where] = joined.get(where, "") + frame["delta"]
+                joined[where] = joined.get(where, "") + _said(frame["delta"])
             elif step == "done" and where in joined:
-                text = next(frame[key] for key in ("text", "refusal", "arguments", "input") if key in frame)
-                assert joined.pop(where) == text
+                keys = ("text", "refusal", "arguments", "input", "code", "command", "output")
+                assert joined.pop(where) == _said(next(frame[key] for key in keys if key in frame))
         assert not joined
+
+
+def _said(text):
+    """A text; of a shell's output, what it wrote."""
+    match text:
+        case list():
+            return "".join(map(_said, text))
+        case dict():
+            return text.get("stdout", "") + text.get("stderr", "")
+    return text
+
+
+@by_transcript
+def test_items_go_through_their_steps(path):
+    """Between `added` and `done` an item of each type has exactly its own events, in their order, one item at a time.
+
+    Source: Streaming reference, "Event order".
+    """
+    for turn in read(path):
+        item, steps = None, ""
+        for frame in (line.frame for line in turn.events):
+            kind = frame["type"].removeprefix("response.")
+            if kind == "output_item.added":
+                assert item is None
+                item, steps = frame["item"]["type"], ""
+            elif kind == "output_item.done":
+                assert re.fullmatch(STEPS[item], steps), steps
+                item = None
+            elif item is not None:
+                steps += kind.removeprefix(item) + " "
+        assert item is None
+
+
+@by_transcript
+def test_every_event_answers_a_create_of_its_lane(path):
+    """`stream_id` is on every event of a named lane and on none of the default lane, so none is left over.
+
+    Source: WebSocket mode guide, "Server events".
+    """
+    assert sum(len(turn.events) for turn in read(path)) == len(server_frames(path))
