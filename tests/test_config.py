@@ -6,7 +6,16 @@ import hashlib
 
 import pytest
 
-from openline.config import Config, ConfigError, KeySettings, LimitSettings, ServerSettings, load, parse_upstream
+from openline.config import (
+    Config,
+    ConfigError,
+    KeySettings,
+    LimitSettings,
+    ServerSettings,
+    StoreSettings,
+    load,
+    parse_upstream,
+)
 
 TOML = """
 [server]
@@ -119,6 +128,16 @@ def test_upstreams_and_store_come_from_the_environment_and_flags(write):
     assert config.store.url == "sqlite::memory:"
 
 
+def test_a_stores_other_settings_stay_when_another_store_is_named(write):
+    """`--store` and `OPENLINE_STORE` say where; how long things are kept comes from the file, or its own variable."""
+    path = write("[store]\nurl = 'none'\nretain_days = 7\npool_connections_max = 3")
+    config = load(path, {"OPENLINE_STORE": "sqlite:x.db"}, {"store": "postgresql://db/x"})
+    assert config.store == StoreSettings(url="postgresql://db/x", retain_days=7, pool_connections_max=3)
+    environ = {"OPENLINE_RETAIN_DAYS": "0", "OPENLINE_POOL_CONNECTIONS_MAX": "4", "OPENLINE_URL": "sqlite:y.db"}
+    assert load(path, environ, {}).store == StoreSettings(url="none", retain_days=0, pool_connections_max=4)
+    assert StoreSettings().retain_days == 30
+
+
 def test_one_key_comes_from_the_environment(write):
     """`OPENLINE_API_KEY` is one more key, of owner `default`, kept as the hash of the whole of it.
 
@@ -153,6 +172,11 @@ def test_one_key_comes_from_the_environment(write):
         ("[[keys]]\nowner = 'a'\nsha256 = 'short'", "keys[0].sha256"),
         ("[[keys]]\nowner = ''\nsha256 = '%s'" % ("a" * 64), "keys[0].owner"),
         ("keys = 3", "keys"),
+        ("store = 'none'", "store"),
+        ("[store]\nretain_days = -1", "store.retain_days"),
+        ("[store]\nretain_days = 0.5", "store.retain_days"),
+        ("[store]\nretain_days = 99999999", "store.retain_days"),
+        ("[store]\npool_connections_max = 0", "store.pool_connections_max"),
         ("[server]\ntls_cert = 'c.pem'", "server.tls_cert"),
     ],
     ids=str,
