@@ -73,7 +73,7 @@ async def run_turn(turn: Turn, parts: Parts) -> None:
     else:
         error = await _keep_and_announce(request, bound, writer, error, parts)
     parts.hook.turn_ended(_details(request, log, bound, writer, error, started_at))
-    if bound is not None and _is_warm(request, log) and bound.generation.prefills:
+    if bound is not None and not turn.stopped and _is_warm(request, log) and bound.generation.prefills:
         await _prefill(bound)
 
 

@@ -26,9 +26,10 @@ class Turn:
         own_input: its items, of a turn in the background.
         task: that runs it; the registry's.
         stop_reason: why it was stopped, if it was.
+        stopped: whether somebody wanted it to stop; a response that was being kept then is whole all the same.
     """
 
-    __slots__ = ("id", "log", "own_input", "request", "stop_reason", "task", "writer")
+    __slots__ = ("id", "log", "own_input", "request", "stop_reason", "stopped", "task", "writer")
 
     task: asyncio.Task[None]
 
@@ -41,6 +42,7 @@ class Turn:
         self.writer: Writer | None = None
         self.own_input: Sequence[bytes] = ()
         self.stop_reason: IncompleteReason = "cancelled"
+        self.stopped = False
 
     def __repr__(self) -> str:
         return f"<Turn {self.request.transport} {self.log!r}>"
@@ -67,6 +69,7 @@ class Turn:
 
         The response ends as incomplete, for this reason; one that is being kept is left alone.
         """
+        self.stopped = True
         if self.log.ended or not self.log.closing:
             self.stop_reason = reason
             self.task.cancel()
