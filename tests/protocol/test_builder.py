@@ -315,6 +315,91 @@ def test_warm_up_has_no_items():
     assert (response["output"], response["usage"]["output_tokens"]) == ([], 0)
 
 
+# --- Cut: an upstream ends the response, or fails, while a tool that it runs is at work
+
+
+def cut(item, *rest, by="max_output_tokens"):
+    """An upstream's item that is not done when the response ends, and what came of it."""
+    pair = Pair()
+    pair.upstream("response.output_item.added", output_index=4, item={"id": "theirs", "status": "in_progress", **item})
+    for event_type, fields in rest:
+        pair.upstream(f"response.{event_type}", output_index=4, **fields)
+    if by == "failure":
+        pair.fail()
+    else:
+        pair.send(Ended(None if by == "end" else by))
+        pair.finish()
+    check_sequence(pair.events)
+    return pair
+
+
+CODE = {"type": "code_interpreter_call", "code": None, "container_id": "cntr_1", "outputs": None}
+MCP = {"type": "mcp_call", "name": "f", "server_label": "s", "arguments": ""}
+IMAGE = {"type": "image_generation_call", "result": None}
+PATCH = {"type": "apply_patch_call", "call_id": "call_1", "operation": {"type": "delete_file", "path": "a"}}
+COMMANDS = {"type": "shell_call", "call_id": "call_1", "action": {"commands": [], "timeout_ms": 7}}
+CUTS = pytest.mark.parametrize("by", ["max_output_tokens", "content_filter", "cancelled", "failure"])
+
+
+@CUTS
+@pytest.mark.parametrize(
+    ("item", "kind", "key"), [(CODE, "code_interpreter_call_code", "code"), (MCP, "mcp_call_arguments", "arguments")]
+)
+@pytest.mark.parametrize("pieces", [(), ("1 +",), ("1 ", "+ ")])
+def test_cut_call_of_a_hosted_tool_keeps_what_came(item, kind, key, pieces, by):
+    """Its code or arguments so far, in their `done` and in the item (Streaming reference, "Incomplete turn")."""
+    pair = cut(item, *[(f"{kind}.delta", {"item_id": "theirs", "delta": piece}) for piece in pieces], by=by)
+    text = "".join(pieces)
+    done, item_done = pair.one(f"{kind}.done"), pair.one("output_item.done")["item"]
+    assert (done[key], done["output_index"], done["item_id"]) == (text, 0, item_done["id"])
+    assert item_done == {**item, "id": item_done["id"], "status": "incomplete", key: text}
+
+
+def test_code_that_was_whole_is_not_closed_again():
+    """Only what is open is closed (Streaming reference, "Incomplete turn")."""
+    pair = cut(CODE, ("code_interpreter_call_code.done", {"item_id": "theirs", "code": "1 + 1"}))
+    assert pair.one("code_interpreter_call_code.done")["code"] == "1 + 1"
+    assert pair.one("output_item.done")["item"]["code"] == "1 + 1"
+
+
+@CUTS
+def test_cut_shell_call_keeps_its_commands(by):
+    """Those that were whole and the one that was not, in their `done` and in the item.
+
+    Source: Streaming reference, "Incomplete turn".
+    """
+    first, second = {"command_index": 0}, {"command_index": 1}
+    kind = "shell_call_command"
+    pair = cut(
+        COMMANDS,
+        (f"{kind}.added", {**first, "command": ""}),
+        (f"{kind}.delta", {**first, "delta": "cd "}),
+        (f"{kind}.done", {**first, "command": "cd docs"}),
+        (f"{kind}.added", {**second, "command": ""}),
+        (f"{kind}.delta", {**second, "delta": "ls "}),
+        (f"{kind}.delta", {**second, "delta": "-"}),
+        by=by,
+    )
+    done = [event for event in pair.events if event["type"] == f"response.{kind}.done"]
+    assert [(event["command_index"], event["command"]) for event in done] == [(0, "cd docs"), (1, "ls -")]
+    assert {event["output_index"] for event in done} == {0}
+    item = pair.one("output_item.done")["item"]
+    assert (item["status"], item["action"]) == ("incomplete", {"commands": ["cd docs", "ls -"], "timeout_ms": 7})
+
+
+@CUTS
+@pytest.mark.parametrize(("item", "status"), [(IMAGE, "failed"), (PATCH, "in_progress")])
+def test_cut_item_whose_type_knows_no_incomplete_has_an_allowed_status(item, status, by):
+    """There is no image, and nobody has completed the patch (Responses API reference, "Items": their `status`)."""
+    assert cut(item, by=by).one("output_item.done")["item"]["status"] == status
+
+
+@pytest.mark.parametrize("item", [CODE, MCP, IMAGE, PATCH, COMMANDS])
+def test_item_that_its_upstream_left_open_is_completed_with_the_response(item):
+    """Nothing was cut (Streaming reference, "Event order")."""
+    assert cut(item, by="end").one("output_item.done")["item"]["status"] == "completed"
+
+
 # --- Kept first, announced second
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from openai.types.responses import ResponseIncludable
 
 from openline.protocol import steering
 from openline.protocol.connection import Connection, Limits
@@ -402,6 +403,49 @@ def test_http_body_is_a_create_with_stream():
     """`stream` has its meaning there, `type` and `stream_id` have none (Responses API reference, "Create a response")."""
     body = read_http_create(b'{"model":"m","stream":true,"type":"x","stream_id":"!"}')
     assert (body.model, body.stream) == ("m", True)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"), [("conv_1", "conv_1"), ({"id": "conv_1"}, "conv_1"), ({"id": "c", "x": 1}, "c"), (None, None)]
+)
+def test_a_conversation_is_named_by_a_text_or_an_object(value, named):
+    """A string or `{id}`, over both transports (Responses API reference, "Create a response", `conversation`)."""
+    for read in (
+        read_http_create(json.dumps({"conversation": value}).encode()),
+        read_client_event(create(conversation=value)),
+    ):
+        assert read.conversation_id == named
+
+
+def test_a_conversation_does_not_stand_beside_a_parent():
+    """One of them says what came before (Responses API reference, "Create a response", `previous_response_id`)."""
+    body = json.dumps({"conversation": {"id": "conv_1"}, "previous_response_id": "resp_1"}).encode()
+    with pytest.raises(ProtocolError) as caught:
+        read_http_create(body)
+    assert (caught.value.code, caught.value.param) == ("invalid_request", "previous_response_id")
+    for nothing in ({"conversation": None}, {"previous_response_id": None}):
+        assert read_http_create(json.dumps({**json.loads(body), **nothing}).encode())
+
+
+@pytest.mark.parametrize("background", [True, False, None])
+def test_background_is_for_http(background):
+    """Accepted over HTTP; over WebSocket it is refused by name (Background mode guide; WebSocket mode guide, "response.create")."""
+    assert read_http_create(json.dumps({"background": background}).encode()).background is background
+    if background:
+        error = refusal_in_lane(create(background=True)).error
+        assert (error.code, error.param, error.status) == ("unsupported_parameter", "background", 400)
+    else:
+        assert isinstance(read_client_event(create(background=background)), SocketCreate)
+
+
+def test_what_may_be_included_is_what_the_reference_lists():
+    """Every documented value, and the one of our own (Responses API reference, "Create a response", `include`)."""
+    values = [*get_args(ResponseIncludable), "openline.timings"]
+    assert read_http_create(json.dumps({"include": values}).encode()).include == values
+    for value in ("", "everything", "Reasoning.encrypted_content", "reasoning"):
+        with pytest.raises(ProtocolError) as caught:
+            read_http_create(json.dumps({"include": [values[0], value]}).encode())
+        assert (caught.value.code, caught.value.param, caught.value.status) == ("invalid_value", "include[1]", 400)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,14 @@ PART = {
 TEXT = {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": "x"}
 PART_DONE = {**PART, "type": "response.content_part.done"}
 DONE = {**ADDED, "type": "response.output_item.done"}
+SHELL = {
+    "type": "response.output_item.added",
+    "output_index": 0,
+    "item": {"type": "shell_call", "action": {"commands": [], "timeout_ms": 7}},
+}
+COMMAND = {"type": "response.shell_call_command.added", "output_index": 0, "command_index": 0, "command": ""}
+COMMAND_DELTA = {**COMMAND, "type": "response.shell_call_command.delta", "delta": "ls"}
+COMMAND_DONE = {**COMMAND, "type": "response.shell_call_command.done", "command": "ls -l"}
 
 
 def folded(*events):
@@ -54,6 +62,14 @@ ILLEGAL = {
         ADDED,
         {"type": "response.reasoning_summary_text.delta", "output_index": 0, "summary_index": 0, "delta": "x"},
     ],
+    "code that is none": [
+        {**ADDED, "item": {"type": "code_interpreter_call"}},
+        {"type": "response.code_interpreter_call_code.done", "output_index": 0, "code": 5},
+    ],
+    "command text without a command": [SHELL, COMMAND_DELTA],
+    "command text after the command's end": [SHELL, COMMAND, COMMAND_DONE, COMMAND_DELTA],
+    "command's end twice": [SHELL, COMMAND, COMMAND_DONE, COMMAND_DONE],
+    "command that is none": [SHELL, {**COMMAND, "command": 5}],
     "created twice": [{"type": "response.created", "response": {}}],
     "queued too late": [{"type": "response.queued", "response": {}}],
 }
@@ -115,12 +131,40 @@ def test_final_text_replaces_the_deltas():
     assert fold.output()[0]["content"][0]["text"] == "whole"
 
 
-@pytest.mark.parametrize("key", ["arguments", "input"])
+@pytest.mark.parametrize("key", ["arguments", "input", "code"])
 def test_null_text_is_empty(key):
     """Some servers open an item with `null` where its text will come (Responses API reference, "Items")."""
-    item_type = {"arguments": "mcp_call", "input": "custom_tool_call"}[key]
+    item_type = {"arguments": "mcp_call", "input": "custom_tool_call", "code": "code_interpreter_call"}[key]
     fold = folded({**ADDED, "item": {"type": item_type, key: None}})
     assert fold.output() == [{"type": item_type, key: ""}]
+
+
+def test_code_is_what_its_events_say():
+    """A snapshot has the deltas so far, then what `done` says (Streaming reference, field table)."""
+    added = {**ADDED, "item": {"type": "code_interpreter_call", "code": ""}}
+    kind = "response.code_interpreter_call_code"
+    deltas = [{"type": f"{kind}.delta", "output_index": 0, "delta": delta} for delta in ("1 +", " 1")]
+    assert folded(added, *deltas).output()[0]["code"] == "1 + 1"
+    assert folded(added, *deltas, {"type": f"{kind}.done", "output_index": 0, "code": "2"}).output()[0]["code"] == "2"
+
+
+def test_commands_are_what_their_events_say():
+    """A snapshot has the deltas so far, then what `done` says; the rest of the action stays.
+
+    Source: Streaming reference, field table.
+    """
+    action = {"commands": ["ls"], "timeout_ms": 7}
+    assert folded(SHELL, COMMAND, COMMAND_DELTA).output()[0]["action"] == action
+    second = {**COMMAND, "command_index": 1}
+    action["commands"] = ["ls -l", ""]
+    assert folded(SHELL, COMMAND, COMMAND_DELTA, COMMAND_DONE, second).output()[0]["action"] == action
+
+
+@pytest.mark.parametrize("action", [None, 5, {}, {"commands": "x"}])
+def test_commands_need_no_action_before_them(action):
+    """Whatever an upstream has opened the call with (Streaming reference, field table)."""
+    fold = folded({**SHELL, "item": {"type": "shell_call", "action": action}}, COMMAND, COMMAND_DELTA)
+    assert fold.output()[0]["action"] == {"commands": ["ls"]}
 
 
 def test_item_added_with_content_keeps_it():

@@ -115,6 +115,67 @@ def test_what_is_no_name_is_the_default_lane(stream_id):
     assert len(list(turns([to_server(stream_id=stream_id), from_server("error")]))) == 1
 
 
+def response(number, after=None):
+    return {"id": f"resp_{number}", "previous_response_id": after and f"resp_{after}"}
+
+
+def turn_events(number, after=None):
+    """A whole response."""
+    return [from_server(f"response.{kind}", response=response(number, after)) for kind in ("created", "completed")]
+
+
+def of_steer(what, number):
+    return from_server(f"response.steer.{what}", steer={"previous_response_id": f"resp_{number}"})
+
+
+def successors_create(**fields):
+    """What a turn without a create of its own is taken for."""
+    return {"type": "response.create", "previous_response_id": "resp_1", "input": None, **fields}
+
+
+def test_successor_that_started_by_itself_is_a_turn():
+    """It has the settings of the response that it continues, on whose lane it is, and no input of its own.
+
+    Source: Mid-turn steering guide, "Outcomes".
+    """
+    lines = [to_server(model="m", input="x"), *turn_events(1), *turn_events(2, after=1), *turn_events(3, after=2)]
+    first, second, third = turns(lines)
+    assert (second.create, second.events) == (successors_create(model="m"), lines[3:5])
+    assert (third.create["previous_response_id"], third.events) == ("resp_2", lines[5:7])
+    assert [turn.response_id for turn in (first, second, third)] == ["resp_1", "resp_2", "resp_3"]
+    assert len(list(turns([*lines[:3], from_server("response.created", response=response(2, 1), stream_id="b")]))) == 1
+
+
+def test_successor_goes_before_a_create_that_waits():
+    """Unless that create continues the steered response itself (Mid-turn steering guide, "Outcomes")."""
+    first, waiting = to_server(n=1), to_server(n=2, previous_response_id="resp_0")
+    lines = [first, waiting, *turn_events(1), *turn_events(2, after=1), *turn_events(3, after=0)]
+    assert [turn.create for turn in turns(lines)] == [first.frame, successors_create(n=1), waiting.frame]
+    following = to_server(n=2, previous_response_id="resp_1")
+    lines = [first, following, *turn_events(1), *turn_events(2, after=1)]
+    assert [turn.create for turn in turns(lines)] == [first.frame, following.frame]
+
+
+def test_what_becomes_of_a_steer_belongs_to_the_response_while_it_runs():
+    """Behind the end, or about a response that nobody knows, it belongs to no turn (Mid-turn steering guide, "Outcomes")."""
+    (created, completed), others = turn_events(1), [of_steer("failed", 7), from_server("response.steer.failed")]
+    accepted, pending = of_steer("accepted", 1), of_steer("pending", 1)
+    create = to_server(previous_response_id="resp_1")
+    lines = [of_steer("failed", 1), to_server(), of_steer("failed", 1), created, *others, accepted, completed]
+    lines += [pending, create, of_steer("failed", 1), *turn_events(2, after=1)]
+    first, second = turns(lines)
+    assert first.events == [created, accepted, completed]
+    assert (second.create, second.events) == (create.frame, lines[-2:])
+
+
+@pytest.mark.parametrize("broken", [None, 5, "resp_1", {"id": ["x"], "previous_response_id": {}}])
+def test_response_of_no_shape_breaks_nothing(broken):
+    """A file is edited by hand: what cannot be read continues nothing."""
+    lines = [to_server(), *[from_server(kind, response=broken, steer=broken) for kind in ("response.steer.x", "error")]]
+    (turn,) = turns([*lines, *lines[1:]])
+    assert turn.events == [lines[2]]
+
+
 def test_unfinished_turn_is_none():
     """What was cut before its end is no turn; acknowledgements are none either."""
     assert list(turns([to_server("response.processed"), to_server(), from_server("response.created")])) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 
 import msgspec
 import pytest
@@ -246,14 +247,14 @@ def recorded(tmp_path):
     """An engine that plays these turns: each a create and the frames that answered it."""
     path = tmp_path / "talk.jsonl"
 
-    def record(*turns):
+    def record(*turns, **settings):
         lines = [
             write_line(Line(0.0, direction, frame))
             for asked, *frames in turns
             for direction, frame in [(">", asked), *(("<", frame) for frame in frames)]
         ]
         path.write_text("\n".join(lines), encoding="utf-8")
-        return engine(url=str(path))
+        return engine(url=str(path), **settings)
 
     return record
 
@@ -360,6 +361,92 @@ async def test_a_recorded_failure_is_made_again(recorded):
     assert await anext(stream) == [UpstreamEvent(created(1))]
     with pytest.raises(ProtocolError, match="Gone"):
         await anext(stream)
+
+
+MESSAGE = {"type": "message", "id": "msg_1", "status": "in_progress", "role": "assistant", "content": []}
+
+
+def added(**item):
+    return {"type": "response.output_item.added", "output_index": 0, "item": {**MESSAGE, **item}}
+
+
+def done(**item):
+    return {"type": "response.output_item.done", "output_index": 0, "item": {**MESSAGE, **item}}
+
+
+def incomplete(reason):
+    response = {"id": "resp_1", "status": "incomplete", "incomplete_details": {"reason": reason}}
+    return {"type": "response.incomplete", "response": response}
+
+
+DELTA = {"type": "response.output_text.delta", "output_index": 0, "content_index": 0, "delta": "x"}
+TEXT_DONE = {"type": "response.output_text.done", "output_index": 0, "content_index": 0, "text": "x"}
+FAILED = {"type": "response.failed", "response": {"error": {"code": "upstream_error", "message": "Gone."}}}
+
+
+def events(*frames):
+    return [UpstreamEvent(frame) for frame in frames]
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "steered"])
+async def test_what_a_client_has_ended_goes_on_until_it_does_so_again(recorded, reason):
+    """The server makes that end by itself; a client that does not gets a timeout instead, in the end."""
+    player = recorded((create(), created(1), incomplete(reason)), idle_seconds_max=0.001)
+    stream = player.prepare(request("scripted-play")).stream()
+    assert [await anext(stream), await anext(stream)] == [[], events(created(1))]
+    with pytest.raises(ProtocolError, match="ended this response") as raised:
+        await anext(stream)
+    assert raised.value.code == "upstream_timeout"
+
+
+@pytest.mark.parametrize("end", [incomplete("max_output_tokens"), incomplete("cancelled"), FAILED], ids=str)
+async def test_what_closes_a_cut_item_is_not_played(recorded, end):
+    """The server makes it by itself; of what was whole before, the upstream has said the end."""
+    whole = {"type": "reasoning", "id": "rs_1"}
+    before = (created(1), added(), done(status="completed"), {**added(), "item": whole}, {**done(), "item": whole})
+    cut = (TEXT_DONE, done(status="incomplete"))
+    player = recorded((create(), *before, added(), DELTA, *cut, end), idle_seconds_max=0.001)
+    said = []
+    with suppress(ProtocolError):
+        async for batch in player.prepare(request("scripted-play")).stream():
+            said += batch
+    played = events(*before, added(), DELTA)
+    assert said == (played + events(end) if end == incomplete("max_output_tokens") else played)
+
+
+async def test_an_item_that_failed_by_itself_is_played_to_its_end(recorded):
+    """Where the response completed, nothing was cut."""
+    frames = (created(1), added(type="mcp_call"), done(type="mcp_call", status="failed"), completed(1))
+    assert await play(recorded((create(), *frames)), "scripted-play") == events(*frames)
+
+
+async def test_what_became_of_a_steer_is_the_servers_to_say(recorded):
+    """The item's end and the response's come at once: else the response would be interrupted between them."""
+    steer = {"type": "response.steer.accepted", "steer": {"id": "steer_1", "previous_response_id": "resp_1"}}
+    player = recorded((create(), created(1), added(), steer, done(status="completed"), completed(1)))
+    batches = [batch async for batch in player.prepare(request("scripted-play")).stream()]
+    assert batches == [[], events(created(1)), events(added()), events(done(status="completed"), completed(1))]
+
+
+async def test_a_successor_is_the_next_turn_of_its_conversation(recorded):
+    """It has no create of the client's in the recording, nor when it is played."""
+    second = {"id": "resp_2", "previous_response_id": "resp_1"}
+    frames = [{"type": kind, "response": second} for kind in ("response.created", "response.completed")]
+    player = recorded((create(), created(1), completed(1), *frames))
+    assert await play(player, "scripted-play", USER, ANSWER, USER) == events(*frames)
+
+
+async def test_scripts_give_way_to_each_other():
+    """A long script on one lane starves no other, with no delay between deltas either."""
+    heard = []
+
+    async def hear(name):
+        stream = engine().prepare(request("scripted-text")).stream()
+        while await anext(stream, None) is not None:
+            heard.append(name)
+
+    await asyncio.gather(hear("a"), hear("b"))
+    assert heard == ["a", "b"] * (len(heard) // 2)
 
 
 def test_a_transcript_that_cannot_be_read_is_named(tmp_path):

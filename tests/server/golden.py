@@ -24,6 +24,7 @@ PATHS = sorted(FOLDER.glob("*.jsonl"))
 
 # Ids of the server's making, as `runner.new_id` makes them; call ids are the upstream's and stay.
 _OUR_ID = re.compile(r"\b([a-z]+)_[0-9a-f]{48}(?:i?[0-9a-f]{4})?\b")
+KEEPALIVE_SECONDS = 1.0  # where a transcript has one: short for a test, and longer than any pause but the one meant
 _TIMES = frozenset({"created_at", "completed_at"})
 
 Frame = dict[str, Any]
@@ -96,16 +97,20 @@ def needs_a_socket(path: Path) -> bool:
     return any(create.get("store") is False or lane_of(create) for create in asked) or needs_order(lines)
 
 
-def needs_order(lines: Iterable[Line]) -> bool:
+def needs_order(lines: Sequence[Line]) -> bool:
     """Whether the engine has to wait while a turn runs: for what the client says, or the server by itself."""
-    running = beats = 0
+    running = 0
     for line in lines:
-        kind = line.frame["type"]
         if line.dir == ">" and running:
             return True
-        running += (line.dir == ">") - (kind in ENDS)
-        beats += (kind == "response.in_progress") - (kind == "response.created")
-    return beats > 0  # an `in_progress` that opens nothing says that a silent turn still runs
+        running += (line.dir == ">") - (line.frame["type"] in ENDS)
+    return has_keepalives(lines)
+
+
+def has_keepalives(lines: Iterable[Line]) -> bool:
+    """Whether there is an `in_progress` that opens nothing: it says that a silent turn still runs."""
+    kinds = Counter(line.frame["type"] for line in lines)
+    return kinds["response.in_progress"] > kinds["response.created"]
 
 
 # --- Playing one -----------------------------------------------------------------------------------------
@@ -123,6 +128,7 @@ class Playing:
         self.path = path
         self.lines = read_transcript(path)
         self.keeps_order = needs_order(self.lines)
+        self.limits = {"keepalive_seconds": KEEPALIVE_SECONDS} if has_keepalives(self.lines) else {}
         self._passed: Counter[object] = Counter()
         self._moved = asyncio.Condition()
 
@@ -151,7 +157,7 @@ def _kind(line: Line) -> object:
 
 
 class _PatientEngine(ScriptedEngine):
-    """The scripted engine, which accepts at once but says an event at its time only."""
+    """The scripted engine, which accepts at once but says an event at its time only; a failure waits for nothing."""
 
     def __init__(self, settings: UpstreamSettings, playing: Playing) -> None:
         super().__init__(settings)
@@ -172,9 +178,8 @@ class _Patient:
     async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
         async with aclosing(self._generation.stream()) as batches:
             async for batch in batches:
-                for delta in batch:
-                    if isinstance(delta, UpstreamEvent):
-                        await self._playing.time_for(delta.event)
+                if batch and isinstance(batch[0], UpstreamEvent):
+                    await self._playing.time_for(batch[0].event)
                 yield batch
 
 

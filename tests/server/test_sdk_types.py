@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 
 from openline.protocol.errors import ERRORS
 from openline.protocol.states import TERMINAL_EVENTS
+from openline.protocol.transcript import is_about_steering, lane_of
 from server.golden import PATHS, read, server_frames
 
 SOCKET_EVENT = TypeAdapter(ResponsesServerEvent)
@@ -34,6 +35,7 @@ NUMBERS = ("temperature", "top_p", "presence_penalty", "frequency_penalty", "top
 # Codes of a failed response that Codex acts on, or that name the upstream's fault. The SDK lists only OpenAI's own,
 # as a closed set; it reads the others as plain strings.
 OTHER_CODES = {kind.wire_code for kind in ERRORS.values()} - {"server_error", "rate_limit_exceeded", "invalid_prompt"}
+OTHER_REASONS = {"cancelled"}  # of an incomplete response, likewise
 
 # What an item goes through between `added` and `done`, by its type: the ends of its events' types.
 TEXT = r"content_part\.added (output_text\.(delta|annotation\.added) )*output_text\.done content_part\.done "
@@ -54,7 +56,14 @@ STEPS = {
     "mcp_approval_request": "",
     "shell_call": r"(_command\.added (_command\.delta )*_command\.done )*",
     "shell_call_output": r"((_content\.delta )*_content\.done )*",
+    "apply_patch_call": "",
     "compaction": r"(\.compacting )?",
+}
+# The same for an item that was cut, where that is not only shorter.
+CUT_STEPS = {
+    "code_interpreter_call": r"\.in_progress (_code\.delta )*_code\.done ",
+    "image_generation_call": r"\.in_progress (\.generating (\.partial_image )*)?",
+    "mcp_call": r"\.in_progress (_arguments\.delta )*_arguments\.done ",
 }
 
 by_transcript = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -62,9 +71,12 @@ by_transcript = pytest.mark.parametrize("path", PATHS, ids=lambda path: path.ste
 
 def validated(frame, oracle):
     """The frame as the SDK's type, strictly; nothing of it may be lost."""
-    error = frame.get("response", {}).get("error")
+    response = frame.get("response", {})
+    error, details = response.get("error"), response.get("incomplete_details")
     if error is not None and error["code"] in OTHER_CODES:
-        frame = {**frame, "response": {**frame["response"], "error": {**error, "code": "server_error"}}}
+        frame = {**frame, "response": {**response, "error": {**error, "code": "server_error"}}}
+    if details is not None and details["reason"] in OTHER_REASONS:
+        frame = {**frame, "response": {**response, "incomplete_details": {"reason": "max_output_tokens"}}}
     event = oracle.validate_json(json.dumps(frame), strict=True)
     assert event.model_dump(mode="json", by_alias=True, exclude_unset=True, warnings="error") == frame
     return event
@@ -84,10 +96,10 @@ def test_sdk_types_accept_every_websocket_event(path):
 def test_sdk_types_accept_every_stream_event(path):
     """Every event of the HTTP stream validates strictly as the SDK's stream event; an `error` is a status there.
 
-    Source: openai-python, `ResponseStreamEvent`.
+    Steering is for sockets only. Source: openai-python, `ResponseStreamEvent`.
     """
     for frame in server_frames(path):
-        if frame["type"] != "error":
+        if frame["type"] != "error" and not is_about_steering(frame):
             validated(frame, STREAM_EVENT)
 
 
@@ -112,7 +124,8 @@ def test_sdk_accumulator_accepts_every_turn(path):
     Source: openai-python, `ResponseStreamState`.
     """
     for turn in read(path):
-        events = [line.frame for line in turn.events if line.frame["type"] != "error"]
+        frames = [line.frame for line in turn.events]
+        events = [frame for frame in frames if frame["type"] != "error" and not is_about_steering(frame)]
         state = ResponseStreamState(input_tools=omit, text_format=omit)
         for frame in events:
             state.handle_event(validated(frame, STREAM_EVENT))
@@ -185,6 +198,8 @@ def _said(text):
 def test_items_go_through_their_steps(path):
     """Between `added` and `done` an item of each type has exactly its own events, in their order, one item at a time.
 
+    What the response says of itself may stand between them: that it still runs, and what became of a steer.
+
     Source: Streaming reference, "Event order".
     """
     for turn in read(path):
@@ -195,9 +210,11 @@ def test_items_go_through_their_steps(path):
                 assert item is None
                 item, steps = frame["item"]["type"], ""
             elif kind == "output_item.done":
-                assert re.fullmatch(STEPS[item], steps), steps
+                may_be_cut = item in CUT_STEPS and frame["item"]["status"] != "completed"
+                patterns = [STEPS[item], *([CUT_STEPS[item]] if may_be_cut else [])]
+                assert any(re.fullmatch(pattern, steps) for pattern in patterns), steps
                 item = None
-            elif item is not None:
+            elif item is not None and kind != "in_progress" and not is_about_steering(frame):
                 steps += kind.removeprefix(item) + " "
         assert item is None
 
@@ -206,6 +223,27 @@ def test_items_go_through_their_steps(path):
 def test_every_event_answers_a_create_of_its_lane(path):
     """`stream_id` is on every event of a named lane and on none of the default lane, so none is left over.
 
-    Source: WebSocket mode guide, "Server events".
+    Only what becomes of a steer may come when its response has ended. Source: WebSocket mode guide, "Server events".
     """
-    assert sum(len(turn.events) for turn in read(path)) == len(server_frames(path))
+    in_turns = sum(len(turn.events) for turn in read(path))
+    assert in_turns + len(behind_the_end(path)) == len(server_frames(path))
+
+
+def behind_the_end(path):
+    """What became of steers whose response does not run."""
+    in_turns = [line.frame for turn in read(path) for line in turn.events]
+    return [frame for frame in server_frames(path) if is_about_steering(frame) and frame not in in_turns]
+
+
+@by_transcript
+def test_what_comes_behind_the_end_is_counted_on(path):
+    """It has the next numbers of its response, on that one's lane, or 0 if nobody knows such a response.
+
+    Source: Mid-turn steering guide, `sequence_number`.
+    """
+    next_numbers = {turn.response_id: len(turn.events) for turn in read(path)}
+    lanes = {turn.response_id: lane_of(turn.create) for turn in read(path)}
+    for frame in behind_the_end(path):
+        target = frame["steer"]["previous_response_id"]
+        assert (frame["sequence_number"], lane_of(frame)) == (next_numbers.get(target, 0), lanes.get(target))
+        next_numbers[target] = next_numbers.get(target, 0) + (target in lanes)

@@ -26,7 +26,7 @@ async def test_server_reproduces_the_transcript(start, request, path, transport)
     Source: WebSocket mode guide, "Server events"; Responses API reference, "Create a response".
     """
     playing = Playing(path)
-    server = await start(engine=playing.engine())
+    server = await start(engine=playing.engine(), limits=playing.limits)
     if transport == "websocket" and request.config.getoption("--record", default=False):
         await record(server, playing)
         return

@@ -22,7 +22,7 @@ from openline.protocol.deltas import CallDelta, CallStarted, Delta, Ended, TextD
 from openline.protocol.errors import ProtocolError, error_of
 from openline.protocol.events import SocketCreate
 from openline.protocol.items import Item, wrong_type
-from openline.protocol.transcript import BadTranscript, RecordedTurn, lane_of, read_lines, turns
+from openline.protocol.transcript import BadTranscript, RecordedTurn, is_about_steering, lane_of, read_lines, turns
 
 _TOOLS_MODEL: Final = re.compile(r"scripted-tools-([0-9]{1,4})\Z")
 _PLAY_MODEL: Final = "scripted-play"
@@ -40,10 +40,13 @@ _ENGINE_REFUSALS: Final = frozenset(
     | {"rate_limit_exceeded", "insufficient_quota", "usage_not_included", "server_is_overloaded"}
     | {"context_length_exceeded", "invalid_prompt", "cyber_policy"}
 )
+# Why a response ends that its client stops; its engine had more to say.
+_CLIENTS_REASONS: Final = frozenset({"cancelled", "steered"})
 # Of an example, whatever its schema asks for: items of an array; parts inside each other.
 _ITEMS_MAX: Final = 4
 _DEPTH_MAX: Final = 32
 
+_Batch = list[Delta] | ProtocolError | None  # None: nothing more comes by itself
 _Recorded = dict[tuple[str | None, int], RecordedTurn]  # by lane, and by number in its conversation, from 1
 
 
@@ -144,7 +147,7 @@ class ScriptedEngine:
     async def close(self) -> None:
         """Nothing is held."""
 
-    def _recorded_turn(self, request: EngineRequest, seen: Seen) -> list[list[Delta] | ProtocolError]:
+    def _recorded_turn(self, request: EngineRequest, seen: Seen) -> list[_Batch]:
         lane = request.create.stream_id if isinstance(request.create, SocketCreate) else None
         recorded = self._recorded.get((lane, seen.turns))
         if recorded is None:
@@ -152,19 +155,41 @@ class ScriptedEngine:
             where = "" if lane is None else f" on lane '{lane}'"
             message = f"The transcript has {count} turns{where}: this is turn {seen.turns}."
             raise ProtocolError("invalid_request", message, param="input")
-        return [_played(line.frame) for line in recorded.events]
+        return _played([line.frame for line in recorded.events])
 
 
-def _played(frame: dict[str, Any]) -> list[Delta] | ProtocolError:
-    """A recorded event; a recorded failure happens again."""
-    if frame["type"] == "response.failed":
-        return error_of(frame["response"].get("error") or {})
+def _played(frames: Sequence[dict[str, Any]]) -> list[_Batch]:
+    """What the engine said of a recorded turn; the rest the server says again by itself."""
+    *said, last = (frame for frame in frames if not is_about_steering(frame))
+    if last["type"] != "response.completed":
+        while said and _closes_what_was_cut(said[-1]):
+            said.pop()
+    batches: list[_Batch] = [[UpstreamEvent(frame)] for frame in said]
+    end = _end(last)
+    if said and isinstance(end, list) and any(map(is_about_steering, frames)):
+        # In one read with the end of its last item, else it would be interrupted between the two.
+        batches[-1] = [UpstreamEvent(said[-1]), *end]
+        return batches
+    return [*batches, end]
+
+
+def _closes_what_was_cut(frame: dict[str, Any]) -> bool:
+    is_whole = "item" in frame and frame["item"].get("status", "completed") == "completed"
+    return frame["type"].endswith(".done") and not is_whole
+
+
+def _end(frame: dict[str, Any]) -> _Batch:
+    """A recorded end: a failure happens again, and what the client has ended goes on until it does so again."""
     if frame["type"] == "error":
         recorded: dict[str, Any] = frame["error"]
         error = error_of(recorded)
         error.param, error.headers = recorded.get("param"), dict(recorded.get("headers") or {})
         return error
-    return [UpstreamEvent(frame)]
+    response: dict[str, Any] = frame["response"]
+    if frame["type"] == "response.failed":
+        return error_of(response.get("error") or {})
+    details: dict[str, Any] = response.get("incomplete_details") or {}
+    return None if details.get("reason") in _CLIENTS_REASONS else [UpstreamEvent(frame)]
 
 
 def _was_engines(turn: RecordedTurn) -> bool:
@@ -178,12 +203,12 @@ def _was_engines(turn: RecordedTurn) -> bool:
 
 
 class _Script:
-    """Batches to play, in order, with the upstream's delays; an error among them ends it."""
+    """Batches to play, in order, with the upstream's delays; an error among them ends it, and so does silence."""
 
     dropped_tools: Sequence[str] = ()
     prefills = False
 
-    def __init__(self, batches: Sequence[list[Delta] | ProtocolError], settings: UpstreamSettings) -> None:
+    def __init__(self, batches: Sequence[_Batch], settings: UpstreamSettings) -> None:
         self._batches = batches
         self._settings = settings
 
@@ -195,11 +220,13 @@ class _Script:
         yield []
         await asyncio.sleep(self._settings.first_delta_seconds)
         for batch in self._batches:
+            if batch is None:
+                await asyncio.sleep(self._settings.idle_seconds_max)
+                raise ProtocolError("upstream_timeout", "The client ended this response when it was recorded.")
             if isinstance(batch, ProtocolError):
                 raise batch
             yield batch
-            if self._settings.delta_seconds:
-                await asyncio.sleep(self._settings.delta_seconds)
+            await asyncio.sleep(self._settings.delta_seconds)  # even none lets other lanes go on
 
 
 def _read_transcript(path: str) -> _Recorded:

@@ -23,7 +23,7 @@ _tool_head = msgspec.json.Decoder(_ToolHead)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _NULL = msgspec.Raw(b"null")
 # What has no effect here, and is told back where it was sent.
-_ECHOED = ("user", "access_programs", "background_options", "image", "moderation", "prompt_cache_retention")
+_ECHOED = ("user", "access_programs", "background_options", "image", "prompt_cache_retention")
 # The keys of a function tool that the Open Responses schema requires to be there.
 _FUNCTION_DEFAULTS = {"description": _NULL, "parameters": _NULL, "strict": _NULL}
 

@@ -108,10 +108,9 @@ class _Lane:
         A successor goes before what waits, unless that itself continues the response that has ended.
         """
         parent = _at(first, "response", "previous_response_id")
-        if parent is not None and self.ended is not None and parent == self.ended.response_id:
-            following = {**self.ended.create, "previous_response_id": parent, "input": None}
-            if not self.creates or self.creates[0].get("previous_response_id") != parent:
-                return RecordedTurn(following, [])
+        asked = self.creates[0].get("previous_response_id") if self.creates else None
+        if self.ended is not None and parent is not None and parent == self.ended.response_id != asked:
+            return RecordedTurn({**self.ended.create, "previous_response_id": parent, "input": None}, [])
         return RecordedTurn(self.creates.popleft(), []) if self.creates else None
 
 
