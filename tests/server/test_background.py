@@ -792,3 +792,25 @@ async def test_a_server_that_stops_lets_it_end_or_cancels_it(start, hand, ends):
     else:
         assert (row.status, text_of(json.loads(row.response))) == ("cancelled", "One ")
         assert types(rest)[-1] == "output_item.done"
+
+
+async def test_another_process_on_the_store_can_be_asked(start, hand):
+    """It fetches, lists and cancels what it does not run; the events are where it runs, and it says so.
+
+    Source: docs/adr/0007.
+    """
+    runs, other = await start(engine=hand), await start()
+    response_id, turn = await begin_streamed(runs, hand, "One ", input="Hi?")
+    assert (await retrieve(other, response_id))["status"] == "in_progress"
+    listed = await other.get(f"/v1/responses/{response_id}/input_items")
+    assert listed.json == (await runs.get(f"/v1/responses/{response_id}/input_items")).json
+    answer = await replay(other, response_id)
+    assert (answer.status, answer.json["error"]["param"]) == (400, "stream")
+    assert "another process" in answer.json["error"]["message"]
+    cancelled = await cancel(other, response_id)
+    assert (cancelled.status, cancelled.json["status"]) == (200, "cancelled")
+    assert (await cancel(other, response_id)).body == cancelled.body
+    turn.finish()
+    assert await ended(runs, response_id) == cancelled.json
+    assert (await delete(other, response_id)).status == 200
+    assert (await other.get(path_of(response_id))).json == not_found(response_id)

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 from server.background import begin, begin_streamed, delete, ended
 from server.running import read_sse, until
 
+DONE = b"data: [DONE]\n\n"
 KEYS = {"key-a": "a", "key-b": "b"}
 UNKNOWN = "resp_" + "0" * 48
 # Everything that can be asked by an id.
@@ -384,7 +385,7 @@ async def test_the_sdk_is_told_what_is_no_longer_kept(start):
     """
     server = await start(resume={"bytes_max": 1})
     cut = await server.post(background=True, stream=True)
-    response_id = read_sse(cut.body + b"data: [DONE]\n\n")[0]["response"]["id"]
+    response_id = read_sse(cut.body.removesuffix(DONE) + DONE)[0]["response"]["id"]
     async with AsyncOpenAI(base_url=f"{server.url}/v1", api_key="local", max_retries=0) as client:
         with pytest.raises(openai.ConflictError) as raised:
             await client.responses.retrieve(response_id, stream=True, starting_after=0)
