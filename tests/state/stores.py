@@ -15,6 +15,7 @@ from openline.state.store import Appended, Conversation, ConversationItem, Store
 KEEPING = ["sqlite file", "sqlite memory", "postgres"]
 POSTGRES = os.environ.get("OPENLINE_TEST_POSTGRES", "postgresql://postgres@127.0.0.1:5432/test")
 ASKING_SECONDS_MAX = 5
+WAIT_SECONDS_MAX = 10
 
 
 def turn(response_id, parent_id=None, *, chainable=True, text="hello", at=1_760_000_000, lease_until=None):
@@ -122,3 +123,10 @@ async def postgres():
 def with_options(url, **options):
     more = "&".join(f"{name}={value}" for name, value in options.items())
     return f"{url}{'&' if '?' in url else '?'}{more}"
+
+
+async def until(is_so):
+    """Until something is so that nobody announces; it fails where that takes too long."""
+    async with asyncio.timeout(WAIT_SECONDS_MAX):
+        while not await is_so():  # noqa: ASYNC110 - only looking tells
+            await asyncio.sleep(0)

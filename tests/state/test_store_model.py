@@ -68,10 +68,13 @@ class Model:
         return self.turns.pop(response_id, None) is not None
 
     def renew(self, response_ids, until):
+        renewed = 0
         for response_id in response_ids:
             kept = self.turns.get(response_id)
             if kept is not None and kept.lease_until is not None:
                 self.turns[response_id] = msgspec.structs.replace(kept, lease_until=until)
+                renewed += 1
+        return renewed
 
     def used(self, kept_id, at):
         if kept_id in self.turns:

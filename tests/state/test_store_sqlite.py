@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from openline.state import migrations
 from openline.state.migrations import APPLICATION_ID, MIGRATIONS, migrate
 from openline.state.sqlite import SqliteStore
 from openline.state.store import Appended, Conversation, ConversationItem, NotAppended, StoredTurn, StoreUnavailable
+from state.stores import until
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file modes and limits")
 
@@ -247,6 +249,25 @@ async def test_a_bad_write_does_not_fail_its_neighbours(store, bad):
     assert (before, isinstance(failed, StoreUnavailable), after) == (None, True, None)
     assert await store.get("ann", "resp_1") is not None
     assert await store.get("ann", "resp_2") is not None
+
+
+async def has_queued(store, count):
+    return f"queued={count}" in repr(store)
+
+
+@pytest.mark.parametrize("saves", ["a child", "a mark"])
+async def test_what_is_continued_while_a_purge_looks_stays(store, saves):
+    """Between the search and the deletion somebody may have gone on: each turn is checked again when it goes."""
+    await store.put("ann", turn("resp_0", created_at=1))
+    await store.put("ann", turn("resp_1", "resp_0", created_at=1))
+    async with writer_busy(store):
+        going_on = store.put("ann", turn("resp_2", "resp_1")) if saves == "a child" else store.used("ann", "resp_1", 99)
+        (saved,) = await started(going_on)
+        purge = asyncio.create_task(store.purge(50, 10))
+        await until(partial(has_queued, store, 2))  # it has looked, and found both
+    await asyncio.gather(saved, purge)
+    assert len(await store.chain("ann", "resp_1")) == 2
+    assert purge.result() == 0
 
 
 async def test_a_refused_write_of_many_does_not_fail_its_neighbours(store):

@@ -164,7 +164,7 @@ SELECT owner, response_id FROM tail ORDER BY height LIMIT $2
 # One by one, each sees what those before it did. Checked again, because it was continued or used meanwhile, perhaps.
 _PURGE: Final = """
 DELETE FROM openline_turns AS turn
-WHERE owner = $1 AND response_id = $2 AND coalesce(last_used_at, created_at) < $3 AND lease_until IS NULL
+WHERE owner = $1 AND response_id = $2 AND coalesce(last_used_at, created_at) < $3
 AND NOT EXISTS (
     SELECT 1 FROM openline_turns AS child WHERE child.owner = turn.owner AND child.parent_id = turn.response_id
 )

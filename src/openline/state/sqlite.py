@@ -151,7 +151,7 @@ SELECT owner, response_id FROM tail
 # Checked again, because it was continued or used meanwhile, perhaps.
 _PURGE: Final = """
 DELETE FROM turns
-WHERE owner = ? AND response_id = ? AND coalesce(last_used_at, created_at) < ? AND lease_until IS NULL
+WHERE owner = ? AND response_id = ? AND coalesce(last_used_at, created_at) < ?
 AND NOT EXISTS (SELECT 1 FROM turns AS child WHERE child.owner = turns.owner AND child.parent_id = turns.response_id)
 """
 _PURGE_CONVERSATIONS: Final = """
