@@ -63,7 +63,7 @@ class LimitSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connections_per_owner_max: Count = 20_000
     connection_seconds_max: Seconds = 3600.0  # WebSocket mode guide; clients rotate at 50 to 55 minutes
     age_grace_seconds_max: Seconds = 300.0  # what runs at that age may still end
-    drain_seconds_max: Seconds = 30.0  # the same when the server is told to stop; Kubernetes kills after 30
+    drain_seconds_max: Seconds = 30.0  # the same when the server is told to stop; five more to be read and closed
     keepalive_seconds: Seconds = 45.0  # proxies cut after 60 seconds without data
     steers_pending_max: Count = 16
     steers_pending_bytes_max: Count = 16 * 1024 * 1024
