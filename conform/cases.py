@@ -17,16 +17,18 @@ SHELL = "shell"  # one conversation of a coding agent, with real commands
 LANES = "lanes"  # several conversations at once on one socket
 SUITE = "suite"  # tests that judge the server themselves
 
-# Of the Open Responses suite. Left out: what needs `POST /responses/compact` (compact-response, compact-missing-model,
-# websocket-compact-new-chain), and response-output-phase-schema, which sends nothing.
+# All of the Open Responses suite.
 SUITE_HTTP = (
     "basic-response",
     "assistant-phase",
+    "response-output-phase-schema",
     "streaming-response",
     "system-prompt",
     "tool-calling",
     "image-input",
     "multi-turn",
+    "compact-response",
+    "compact-missing-model",
 )
 SUITE_WEBSOCKET = (
     "websocket-response",
@@ -35,7 +37,13 @@ SUITE_WEBSOCKET = (
     "websocket-reconnect-store-false-recovery",
     "websocket-previous-response-not-found",
     "websocket-failed-continuation-evicts-cache",
+    "websocket-compact-new-chain",
 )
+
+# Who sums the conversation up: Codex by a turn of its own, or the server, which it asks if it takes it for OpenAI's.
+BY_CLIENT = "client"
+BY_SERVER = "server"
+COMPACT_AT_TOKENS = 25_000  # between two and three tool outputs of a model that ends in `-growing`
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Case:
     `rounds` and `width` say how often the model calls tools, and how many at once. For Codex the model
     name decides which tools it offers: one that it does not know, one with a patch tool, one that reaches
     its shell through a script tool. `chained` cases send increments, the others the whole conversation; `warmed`
-    ones begin with a warm-up. `lanes` is how many conversations run at once, `tests` which tests of the suite.
+    ones begin with a warm-up; `compacted` says who sums the conversation up on the way. `lanes` is how many
+    conversations run at once, `tests` which tests of the suite.
     `engine` is who answers: the harness's own model server, `PLANNED`, or the tiny model in llama.cpp, `TINY`.
     """
 
@@ -62,6 +71,7 @@ class Case:
     patched: bool = False
     chained: bool = False
     warmed: bool = False
+    compacted: str = ""
     engine: str = PLANNED
 
     @property
@@ -85,7 +95,9 @@ class Case:
             case "python":
                 return [str(PYTHON), *script]
             case "codex":
-                return [python, *script, *home, "--codex", str(CODEX)]
+                summing = ["--compact-at", str(COMPACT_AT_TOKENS)] if self.compacted else []
+                provider = ["--provider", "OpenAI"] if self.compacted == BY_SERVER else []
+                return [python, *script, *home, "--codex", str(CODEX), *summing, *provider]
             case "opencode":
                 return [python, *script, *home, "--opencode", str(OPENCODE)]
             case _:
@@ -107,11 +119,10 @@ def _suite(name: str, mode: str, tests: tuple[str, ...]) -> Case:
     return Case(name, SUITE, "suite", "open_responses.py", mode, "calls-1", tests=tests)
 
 
-def _codex(name: str, mode: str, model: str, *, patched: bool = False) -> Case:
+def _codex(name: str, mode: str, model: str, *, patched: bool = False, compacted: str = "") -> Case:
     rounds, over_socket = 6 if patched else 5, mode == "ws"
-    return Case(
-        name, SHELL, "codex", "codex.py", mode, model, rounds, patched=patched, chained=over_socket, warmed=over_socket
-    )
+    case = Case(name, SHELL, "codex", "codex.py", mode, model, rounds, patched=patched, compacted=compacted)
+    return replace(case, chained=over_socket, warmed=over_socket)
 
 
 def _tiny(case: Case, model: str, rounds: int) -> Case:
@@ -134,7 +145,14 @@ CASES = (
     _sdk("openai-node-ws-parallel", "node", "openai_node.mjs", "ws", "calls-4x3", chained=True),
     _sdk("agents-node-http", "node", "agents_node.mjs", "http"),
     _sdk("agents-node-ws", "node", "agents_node.mjs", "ws"),
+    _sdk("pydantic-ai-http", "python", "pydantic_agent.py", "http"),
     _sdk("pydantic-ai-ws", "python", "pydantic_agent.py", "ws", chained=True),
+    _sdk("langchain-json", "python", "langchain_python.py", "json"),
+    _sdk("langchain-json-parallel", "python", "langchain_python.py", "json", "calls-4x3"),
+    _sdk("langchain-sse-chained", "python", "langchain_python.py", "sse-chained"),
+    _sdk("ai-sdk-json", "node", "ai_node.mjs", "json"),
+    _sdk("ai-sdk-sse", "node", "ai_node.mjs", "sse"),
+    _sdk("ai-sdk-sse-parallel", "node", "ai_node.mjs", "sse", "calls-4x3"),
     _lanes("openai-python-lanes", "python", "lanes_python.py"),
     _lanes("openai-node-lanes", "node", "lanes_node.mjs"),
     _lanes("pydantic-ai-lanes", "python", "pydantic_agent.py", "ws-lanes"),
@@ -146,6 +164,10 @@ CASES = (
     _codex("codex-ws", "ws", "shell"),
     _codex("codex-ws-patch", "ws", "gpt-5.5", patched=True),
     _codex("codex-ws-script", "ws", "gpt-6.1-sol"),
+    _codex("codex-http-compact", "http", "shell-growing", compacted=BY_CLIENT),
+    _codex("codex-http-compact-server", "http", "shell-growing", compacted=BY_SERVER),
+    _codex("codex-ws-compact", "ws", "shell-growing", compacted=BY_CLIENT),
+    _codex("codex-ws-compact-server", "ws", "shell-growing", compacted=BY_SERVER),
     Case("opencode-ws", SHELL, "opencode", "opencode.py", "ws", "shell", rounds=5),
     _tiny(_sdk("openai-python-sse", "python", "openai_python.py", "sse"), "tiny-tools-8", 8),
     _tiny(_sdk("openai-python-ws", "python", "openai_python.py", "ws", chained=True), "tiny-tools-8", 8),

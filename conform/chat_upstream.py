@@ -10,7 +10,10 @@ The plan comes from the request:
   turn, then a text that quotes the last tool output. N and M count since the last user message.
 * model `calls-N-lanes-K`: the same, but every answer stops after its first piece until K of them are open.
 * any other model: if a shell is among the tools, the five commands of `SHELL_COMMANDS`, one a round, and a
-  patch where the client offers `apply_patch`; then the text.
+  patch where the client offers `apply_patch`; then the text. Without tools it is the text at once: a summary,
+  if that is what it was asked for. In a conversation that begins with one it goes on where that one ends.
+* models that end in `-growing` count 10 000 tokens for every tool output, so that a client's limit is reached at
+  a known place.
 
 Run it alone to try a client by hand: `python conform/chat_upstream.py --port 9000`.
 """
@@ -40,6 +43,9 @@ SHELL_COMMANDS = (
 PATCH = "*** Begin Patch\n*** Add File: patched.txt\n+by patch\n*** End Patch\n"
 SHELL_TOOLS = ("exec_command", "shell_command", "shell", "local_shell", "bash")
 PLAN = re.compile(r"calls-(\d+)(?:x(\d+))?(?:-lanes-(\d+))?")
+SUMMARY = re.compile(r"Done after (\d+) calls\.")
+GROWING = "-growing"
+GROWING_TOKENS = 10_000
 
 REQUESTS_MAX = 100  # of one case; a conversation that loses its context would never end
 REQUEST_BYTES_MAX = 64 * 1024 * 1024  # what the server under test takes at most in one message
@@ -188,8 +194,18 @@ def planned_calls(body: Json) -> list[Call]:
         rounds, width = int(plan[1]), int(plan[2] or 1)
         done = rounds_since_last_user(messages)
         return generic_calls(functions, done, width) if done < rounds else []
-    made = sum(1 for message in messages if message.get("role") == "tool")
-    return shell_calls(functions, made)
+    return shell_calls(functions, calls_made(messages))
+
+
+def calls_made(messages: list[Json]) -> int:
+    """Count the tool outputs, and those before a summary by what it says."""
+    made = 0
+    for message in messages:
+        if message.get("role") == "tool":
+            made += 1
+        elif message.get("role") == "user" and (told := SUMMARY.search(text_of(message))):
+            made = int(told[1])
+    return made
 
 
 def rounds_since_last_user(messages: list[Json]) -> int:
@@ -288,7 +304,7 @@ def final_text(body: Json) -> str:
     if not outputs:
         offered = ", ".join(tool.get("function", {}).get("name", "?") for tool in body.get("tools") or [])
         return f"Nothing to do with these tools: {offered or 'none'}."
-    return f"Done after {len(outputs)} calls. The last output was: {outputs[-1]}"
+    return f"Done after {calls_made(body['messages'])} calls. The last output was: {outputs[-1]}"
 
 
 def completion_chunks(body: Json) -> Iterator[Json]:
@@ -309,7 +325,7 @@ def completion_chunks(body: Json) -> Iterator[Json]:
         for piece in pieces(final_text(body)):
             yield chunk({"content": piece})
     yield chunk({}, "tool_calls" if calls else "stop")
-    prompt_tokens = len(json.dumps(body["messages"])) // 4
+    prompt_tokens = tokens_of(body)
     usage = {
         "prompt_tokens": prompt_tokens,
         "completion_tokens": 7,
@@ -317,6 +333,13 @@ def completion_chunks(body: Json) -> Iterator[Json]:
         "prompt_tokens_details": {"cached_tokens": prompt_tokens // 2},
     }
     yield {**base, "choices": [], "usage": usage}
+
+
+def tokens_of(body: Json) -> int:
+    """Return how long the prompt is, in tokens."""
+    if body.get("model", "").endswith(GROWING):
+        return GROWING_TOKENS * sum(message.get("role") == "tool" for message in body["messages"])
+    return len(json.dumps(body["messages"])) // 4
 
 
 def joined(chunks: list[Json]) -> Json:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import groupby, pairwise
 from typing import Any
 
-from chat_upstream import SHELL_COMMANDS, planned_calls, text_of
+from chat_upstream import SHELL_COMMANDS, final_text, planned_calls, text_of
 from relay import CREATE, Frame
 
 Json = dict[str, Any]
@@ -93,12 +93,43 @@ def context_problems(requests: list[Json], refused: list[str], result: Json, rou
     yield from growth_problems(requests)
     yield from opening_problems(requests[0]["messages"], result)
     messages = requests[-1]["messages"]
-    seen = [text_of(message) for message in messages if message["role"] == "tool"]
+    seen = tool_outputs(requests[-1])
     if not outputs_fit(seen, result["outputs"]):
         yield f"the last request holds the tool outputs {quoted(seen)}, not {quoted(result['outputs'])}"
     ids = [message["tool_call_id"] for message in messages if message["role"] == "tool"]
     if len(set(ids)) != len(ids):
         yield f"a tool output is there twice: {quoted(ids)}"
+
+
+def compaction_problems(requests: list[Json], refused: list[str], result: Json, rounds: int) -> Iterator[str]:
+    """Check that the model saw the whole conversation until it summed it up, then the summary and nothing older.
+
+    `requests` are one a round, one for the summary, which offers no tools, and one for the text.
+    """
+    yield from refusal_problems(refused)
+    sums = [number for number, request in enumerate(requests) if not request.get("tools")]
+    if len(requests) != rounds + 2 or len(sums) != 1 or sums[0] in (0, len(requests) - 1):
+        yield f"the model was asked {len(requests)} times, not {rounds + 2}; without tools as request {quoted(sums)}"
+        return
+    asked, after = requests[sums[0]], requests[sums[0] + 1 :]
+    yield from growth_problems(requests[: sums[0] + 1])
+    yield from growth_problems(after)
+    yield from opening_problems(requests[0]["messages"], result)
+    yield from opening_problems(after[0]["messages"], result)
+    told = [message for message in after[0]["messages"] if final_text(asked).strip() in text_of(message)]
+    if [message["role"] for message in told] != ["user"] or told[-1:] != after[0]["messages"][-1:]:
+        yield f"behind the summary the model was told {quoted(after[0]['messages'][-1])}"
+    old = [message["role"] for message in after[0]["messages"] if message["role"] in ("assistant", "tool")]
+    if old:
+        yield f"behind the summary there are still {len(old)} messages of before"
+    outputs = [*tool_outputs(asked), *tool_outputs(after[-1])]
+    if not outputs_fit(outputs, result["outputs"]):
+        yield f"the model saw the tool outputs {quoted(outputs)}, not {quoted(result['outputs'])}"
+
+
+def tool_outputs(request: Json) -> list[str]:
+    """Return the texts of a request's tool outputs."""
+    return [text_of(message) for message in request["messages"] if message["role"] == "tool"]
 
 
 def refusal_problems(refused: list[str]) -> Iterator[str]:
@@ -148,10 +179,12 @@ def outputs_fit(seen: list[str], outputs: list[str]) -> bool:
     )
 
 
-def transport_problems(transport: str, sockets: int, posts: int, responses: int) -> Iterator[str]:
+def transport_problems(
+    transport: str, sockets: int, posts: int, responses: int, sockets_wanted: int = 1
+) -> Iterator[str]:
     """Check on the wire that the client used the transport that the case is about."""
-    if transport == "WebSocket" and (sockets != 1 or posts):
-        yield f"on the wire: {sockets} WebSockets and {posts} HTTP requests, not one WebSocket alone"
+    if transport == "WebSocket" and (sockets != sockets_wanted or posts):
+        yield f"on the wire: {sockets} WebSockets and {posts} HTTP requests, not {sockets_wanted} WebSocket alone"
     if transport == "HTTP" and (sockets or posts != responses):
         yield f"on the wire: {posts} HTTP requests and {sockets} WebSockets, not {responses} requests alone"
 
@@ -178,6 +211,34 @@ def increment_problems(frames: list[Frame], turns: int) -> Iterator[str]:
         texts = {json.dumps(item, sort_keys=True) for item in items}
         yield from (f"on the wire: sent twice: {quoted(text)}" for text in texts & sent)
         sent |= texts
+
+
+def compaction_wire_problems(frames: list[Frame], turns: int, *, by_server: bool) -> Iterator[str]:
+    """Check that a client sends increments before and behind a summary, and that whose it is to make has made it.
+
+    Without a parent is the first create, the one behind the summary, and the one for it where the client makes it. The
+    server's is a compaction item alone, which comes back as it was.
+    """
+    creates = [event for _, event in frames if event["type"] == CREATE]
+    ends = [event for _, event in frames if event["type"] != CREATE]
+    fresh = sum(create.get("previous_response_id") is None for create in creates)
+    if len(creates) != turns or fresh != (2 if by_server else 3):
+        yield f"on the wire: {len(creates)} creates, {fresh} of them without a parent"
+    triggers = [at for at, create in enumerate(creates) if items_of(create, "compaction_trigger")]
+    if len(triggers) != by_server:
+        yield f"on the wire: {len(triggers)} creates ask for a summary"
+    for at in triggers:
+        made = ends[at]["response"]["output"] if at < len(ends) else []
+        if [item["type"] for item in made] != ["compaction"]:
+            yield f"on the wire: the summary's response has the output {quoted(made)}"
+        elif at + 1 == len(creates) or items_of(creates[at + 1], "compaction")[-1:] != made:
+            yield "on the wire: the create behind the summary does not send it"
+
+
+def items_of(create: Json, item_type: str) -> list[Json]:
+    """Return the items of a type in a create's input."""
+    items = create["input"] if isinstance(create["input"], list) else []
+    return [item for item in items if item.get("type") == item_type]
 
 
 def warm_up_problems(frames: list[Frame]) -> Iterator[str]:

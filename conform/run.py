@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import checks
-from cases import CASE_SECONDS_MAX, CASES, LANES, PLANNED, SHELL, SUITE, TINY, Case
+from cases import BY_CLIENT, BY_SERVER, CASE_SECONDS_MAX, CASES, LANES, PLANNED, SHELL, SUITE, TINY, Case
 from chat_upstream import ChatUpstream
 from install import HOME, LOGS, install
 from processes import Finished, Server, plain_environment, run_logged
@@ -134,10 +134,15 @@ def wire_problems(case: Case, relay: Relay) -> Iterator[str]:
     if case.task == SUITE:
         yield from checks.suite_transport_problems(case.transport, relay.sockets, relay.posts(), len(case.tests))
         return
-    yield from checks.transport_problems(case.transport, relay.sockets, relay.posts(), case.rounds + 1)
+    turns = case.rounds + 1 + bool(case.compacted)
+    sockets = 2 if case.compacted == BY_CLIENT else 1  # Codex opens one more for its own summary
+    yield from checks.transport_problems(case.transport, relay.sockets, relay.posts(), turns, sockets)
     if case.task == LANES:
         yield from checks.lanes_wire_problems(relay.frames, case.lanes)
-    if case.chained:
+    if case.compacted and case.chained:
+        by_server = case.compacted == BY_SERVER
+        yield from checks.compaction_wire_problems(relay.frames, turns + case.warmed, by_server=by_server)
+    elif case.chained:
         yield from checks.increment_problems(relay.frames, case.rounds + 1 + case.warmed)
     if case.warmed:
         yield from checks.warm_up_problems(relay.frames)
@@ -149,6 +154,8 @@ def model_problems(case: Case, upstream: ChatUpstream, result: dict[str, Any]) -
         yield from checks.suite_context_problems(upstream.requests, upstream.refused, result)
     elif case.task == LANES:
         yield from checks.lanes_context_problems(upstream.requests, upstream.refused, upstream.together, result)
+    elif case.compacted:
+        yield from checks.compaction_problems(upstream.requests, upstream.refused, result, case.rounds)
     else:
         yield from checks.context_problems(upstream.requests, upstream.refused, result, case.rounds)
 

@@ -1,5 +1,8 @@
 """A task for the Codex CLI: five real shell commands in a scratch folder, with a home of its own.
 
+Codex sums its conversation up where it reaches `--compact-at` tokens: by a turn of its own, or by asking the server,
+where the provider's name is `OpenAI`.
+
 Prints one JSON line that says what happened: the commands that Codex ran, with their outputs and exit
 codes, its closing message, and the files it left behind.
 """
@@ -25,9 +28,9 @@ Then say what the last one printed."""
 CONFIG = """\
 model_provider = "openline"
 check_for_update_on_startup = false
-
+{limit}
 [model_providers.openline]
-name = "Openline"
+name = "{provider}"
 base_url = "{base_url}"
 wire_api = "responses"
 env_key = "OPENLINE_API_KEY"
@@ -38,12 +41,18 @@ enabled = false
 """
 
 
-def run(codex: str, base_url: str, model: str, scratch: Path, websockets: str) -> dict[str, Any]:
+def config(base_url: str, websockets: bool, provider: str, compact_at: int) -> str:
+    """Return the text of its `config.toml`."""
+    limit = f"model_auto_compact_token_limit = {compact_at}\n" if compact_at else ""
+    return CONFIG.format(base_url=base_url, websockets=str(websockets).lower(), provider=provider, limit=limit)
+
+
+def run(codex: str, model: str, scratch: Path, config: str) -> dict[str, Any]:
     """Run `codex exec` in `scratch/work` with `scratch/home` as its home; return its result."""
     home, work = scratch / "home", scratch / "work"
     home.mkdir(parents=True)
     work.mkdir()
-    (home / "config.toml").write_text(CONFIG.format(base_url=base_url, websockets=websockets))
+    (home / "config.toml").write_text(config)
     command = [codex, "exec", "--json", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"]
     environment = {
         "PATH": os.environ["PATH"],
@@ -84,8 +93,11 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--mode", choices=("http", "ws"), required=True)
     parser.add_argument("--scratch", type=Path, required=True, help="a folder that does not exist yet")
+    parser.add_argument("--provider", default="Openline", help="the provider's name")
+    parser.add_argument("--compact-at", type=int, default=0, help="tokens at which it sums up; 0: its own limit")
     args = parser.parse_args()
-    result = run(args.codex, args.base_url, args.model, args.scratch, str(args.mode == "ws").lower())
+    settings = config(args.base_url, args.mode == "ws", args.provider, args.compact_at)
+    result = run(args.codex, args.model, args.scratch, settings)
     version = subprocess.run([args.codex, "--version"], stdout=subprocess.PIPE, text=True, check=True)
     print(json.dumps({"client": version.stdout.strip(), **result}))
 

@@ -1,5 +1,6 @@
-"""A tool loop with the stock `pydantic-ai` package over a WebSocket, in one of two ways.
+"""A tool loop with the stock `pydantic-ai` package, in one of three ways.
 
+* `http`: one agent run; the whole conversation every time.
 * `ws`: one agent run; `openai_transport="websocket"`, which sends what is new.
 * `ws-lanes`: three runs at once on one socket, the first on the default lane, the others on lanes of their own.
 
@@ -61,13 +62,16 @@ async def note(context: RunContext[Run], text: str) -> str:
     return context.deps.say(f"noted: {text}")
 
 
-def agent_for(base_url: str, model_name: str, *, lanes: bool) -> Agent[Run, str]:
+def agent_for(base_url: str, model_name: str, mode: str) -> Agent[Run, str]:
     """Return the agent; off OpenAI's own host pydantic-ai uses lanes only where a profile says that they work."""
+    settings = OpenAIResponsesModelSettings(openai_store=False)
+    if mode != "http":
+        settings["openai_transport"] = "websocket"
     model = OpenAIResponsesModel(
         model_name,
         provider=OpenAIProvider(base_url=base_url, api_key="conform"),
-        profile=OpenAIModelProfile(openai_responses_supports_websocket_stream_id=lanes),
-        settings=OpenAIResponsesModelSettings(openai_transport="websocket", openai_store=False),
+        profile=OpenAIModelProfile(openai_responses_supports_websocket_stream_id=mode == "ws-lanes"),
+        settings=settings,
     )
     return Agent(model, deps_type=Run, instructions=INSTRUCTIONS, tools=[add, note])
 
@@ -77,11 +81,11 @@ async def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--base-url", required=True)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--mode", choices=("ws", "ws-lanes"), required=True)
+    parser.add_argument("--mode", choices=("http", "ws", "ws-lanes"), required=True)
     args = parser.parse_args()
     lanes = args.mode == "ws-lanes"
     runs = [Run(name, f"{name}: {PROMPT}") for name in BRANCHES] if lanes else [Run("only", PROMPT)]
-    async with agent_for(args.base_url, args.model, lanes=lanes) as agent, asyncio.TaskGroup() as group:
+    async with agent_for(args.base_url, args.model, args.mode) as agent, asyncio.TaskGroup() as group:
         for run in runs:
             group.create_task(run.go(agent))
     result: dict[str, Any] = {
