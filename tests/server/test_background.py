@@ -13,6 +13,7 @@ import pytest
 
 from openline.protocol.deltas import TextDelta
 from openline.server.event_stream import send_event_stream
+from openline.server.stored import stopped
 from openline.state.nothing import NothingStore
 from server.background import (
     begin,
@@ -30,6 +31,7 @@ from server.background import (
     retrieve,
     text_of,
 )
+from server.hand import Hand
 from server.late import SlowStore, stingy_connection
 from server.running import read_sse, until
 
@@ -506,10 +508,21 @@ async def test_a_follower_that_lags_is_cut_off_without_an_end(start, hand):
 
 async def test_the_create_is_answered_however_little_is_kept(start):
     """Its first events may be gone before they were read: the response as it was created is not."""
-    server = await start(resume={"bytes_max": 1})
+
+    class Eager(Hand):
+        """Says all at once."""
+
+        def prepare(self, request):
+            turn = super().prepare(request)
+            turn.answer("Hi.")
+            return turn
+
+    server = await start(engine=Eager(), resume={"bytes_max": 1})
     response = await begin(server, store=False)
     assert response["status"] == "queued"
     assert (await ended(server, response["id"]))["status"] == "completed"
+    answer = await server.post(background=True, stream=True, store=False)  # whose events cannot be had any more
+    assert (answer.status, answer.json["error"]["code"]) == (409, "resume_window_exceeded")
 
 
 async def test_one_that_was_not_streamed_has_no_stream(played, hand):
@@ -524,6 +537,7 @@ async def test_one_that_was_not_streamed_has_no_stream(played, hand):
         assert (answer.status, answer.json["error"]["param"]) == (400, "stream")
         turn.answer("Hi.")
         await ended(played, response_id)
+    assert await played.registry.parts.store.events("local", response_id) is None
     foreground = asyncio.ensure_future(played.post(stream=True))
     (await hand.next_turn()).answer("Hi.")
     answer_of_foreground = await replay(played, events_of(await foreground)[0]["response"]["id"])
@@ -709,19 +723,18 @@ async def test_one_that_runs_is_stopped_and_gone(played, hand, store):
 
 
 async def test_one_that_has_just_ended_is_gone_too(played, hand):
-    """Deleted in the very moment of its end it does not come back, neither from memory nor from the store."""
-    for rounds in range(10):
-        response_id, turn = await begin_streamed(played, hand, "One.")
-        log = log_of(played, response_id)
-        turn.finish()
-        with log.observe() as reader:
-            while await reader.read():
-                pass
-        for _ in range(rounds):
-            await asyncio.sleep(0)
-        assert (await delete(played, response_id)).status == 200
-        assert (await played.get(path_of(response_id))).status == 404
-    assert repr(played.registry.held) == "<Held turns=0 ended=0 bytes=0>"
+    """In the very moment of its end it is not let go of too early: then it would come back, and stay for minutes."""
+    response_id, turn = await begin_streamed(played, hand, "One.")
+    held = played.registry.held
+    running = held.get("local", response_id)
+    turn.finish()
+    with running.log.observe() as reader:
+        while await reader.read():
+            pass
+    assert not held.forget("local", response_id)  # its task has not quite ended
+    await stopped(running)
+    assert held.forget("local", response_id)
+    assert repr(held) == "<Held turns=0 ended=0 bytes=0>"
 
 
 # --- Continued

@@ -190,6 +190,7 @@ async def test_a_warm_up_is_never_summed_up(socket, hand):
 
     Source: WebSocket mode guide, "Warm-up".
     """
+    hand.tokens = 1000
     for fields in ({"input": [user(LONG), assistant("2"), user("3"), TRIGGER]}, {"context_management": AT_1000}):
         response = await socket.completed(
             **{"input": [user(LONG), assistant("2"), user("3")], **fields}, generate=False
@@ -339,8 +340,8 @@ async def test_an_engine_that_cannot_count_is_estimated(socket, hand):
 async def test_a_short_conversation_is_not_counted(socket, hand):
     """No token is shorter than a byte, so that nobody is asked below as many bytes; nor without a threshold."""
     for management in (AT_1000, [{"type": "compaction"}], [], None):
-        await told(socket.completed(input="1", context_management=management), hand, "2")
-        await told(socket.completed(input="x" * 500, context_management=management), hand, "2")
+        items = [user("x" * 300), assistant("2"), user("3")]
+        await told(socket.completed(input=items, context_management=management), hand, "4")
     await told(socket.completed(input=[user(LONG), assistant("2"), user("3")]), hand, "4")
     assert not hand.counted.is_set()
 
@@ -562,11 +563,14 @@ async def test_the_endpoint_sums_up_a_stored_chain(played, hand):
 
 @pytest.mark.parametrize("missing", ["model", "input"])
 async def test_the_endpoint_wants_a_model_and_something_to_sum_up(played, hand, missing):
-    """400, and which it is; also with instructions, which are none of the conversation.
+    """400, and which it is; also with instructions, which are none of the conversation, and behind a parent's model.
 
     Source: Responses API reference, "Compact a response": `model` is required.
     """
     body = {"model": "m", "input": "1", "instructions": "Be brief."}
+    if missing == "model":
+        first, _ = await told(played.post(input="1"), hand, "2")
+        body["previous_response_id"] = first.json["id"]
     del body[missing]
     answer = await played.request("POST", "/v1/responses/compact", json=body)
     assert (answer.status, answer.json["error"]["param"]) == (400, missing)

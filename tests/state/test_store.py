@@ -295,6 +295,16 @@ async def test_a_chain_does_not_pass_through_another_owner(store):
 
 
 @keeping
+async def test_a_chain_does_not_lead_through_another_owners_turn_of_the_same_id(store):
+    """Two owners' turns may have the same ids: each is followed by its own parents (G13)."""
+    mine = [turn("resp_0"), turn("resp_1", "resp_0"), turn("resp_2")]
+    for each in mine:
+        await store.put("ann", each)
+    await store.put("ben", turn("resp_0", "resp_2"))
+    assert await store.chain("ann", "resp_1") == mine[:2]
+
+
+@keeping
 async def test_a_chain_that_bites_its_tail_is_none(store):
     """A circle, which only a damaged store has, ends."""
     await store.put("ann", turn("resp_0", "resp_1"))
@@ -310,6 +320,17 @@ async def test_a_chain_has_a_limit(place):
         await store.put("ann", turn(str(n), str(n - 1) if n else None))
     assert len(await store.chain("ann", "2")) == 3
     assert await store.chain("ann", "3") is None
+
+
+@surviving
+async def test_a_chain_takes_room_for_its_own_items_only(store):
+    """A turn is its own items and its parent's id: twice as many turns take twice the room, and not four times."""
+    sizes = []
+    for number in range(800):
+        await store.put("ann", turn(f"resp_{number}", f"resp_{number - 1}" if number else None, text="x" * 1000))
+        if number + 1 in {200, 400, 800}:
+            sizes.append((await store.info()).bytes)
+    assert 1 < (sizes[2] - sizes[1]) / (sizes[1] - sizes[0]) < 3
 
 
 @keeping
@@ -373,7 +394,7 @@ async def test_a_renewed_lease_goes_on(store):
     await store.put("ann", turn("resp_1", lease_until=10))
     await store.put("ben", turn("resp_1", lease_until=10))
     await store.put("ann", turn("resp_2"))
-    await store.renew([("ann", "resp_1"), ("ann", "resp_2"), ("ann", "resp_gone")], 20)
+    assert await store.renew([("ann", "resp_1"), ("ann", "resp_2"), ("ann", "resp_gone")], 20) == 1
     assert await store.unfinished(15) == [("ben", turn("resp_1", lease_until=10))]
     assert await store.get("ann", "resp_1") == turn("resp_1", lease_until=20)
     assert await store.get("ann", "resp_2") == turn("resp_2")
@@ -665,6 +686,21 @@ async def test_conversations_are_purged_likewise(store):
     assert await store.conversation("ann", "old") is None
     assert await store.item("ann", "old", "a") is None
     assert await purge_all(store, 101, limit=2) == 6
+
+
+@keeping
+async def test_what_is_old_and_stays_hides_nothing(store, monkeypatch):
+    """More of it than a purge looks at once, of one time and of many: what lies below is found all the same."""
+    monkeypatch.setattr("openline.state.sqlite.LOOKED_AT_ONCE", 3)
+    monkeypatch.setattr("openline.state.postgres.LOOKED_AT_ONCE", 3)
+    for number in range(20):
+        at = 30 if number < 10 else 30 + number
+        await store.put("ann", turn(f"resp_{number}", f"resp_{number - 1}" if number else None, at=at))
+    await store.put("ann", turn("resp_live", "resp_19", at=100))
+    for number in range(5):
+        await store.put("ann", turn(f"old_{number}", f"old_{number - 1}" if number else None, at=number))
+    assert await purge_all(store, 90, limit=2) == 5
+    assert len(await store.chain("ann", "resp_live")) == 21
 
 
 @surviving

@@ -76,7 +76,7 @@ class StoredResponses:
         owner, response_id = self._asked(request)
         held = self._registry.held.get(owner, response_id)
         if held is not None:
-            await _stopped(held)
+            await stopped(held)
         forgotten = self._registry.held.forget(owner, response_id)
         if not (await self._store.delete(owner, response_id) or forgotten):
             raise no_such_response(response_id)
@@ -87,18 +87,16 @@ class StoredResponses:
         owner, response_id = self._asked(request)
         held = self._registry.held.get(owner, response_id)
         if held is not None:
-            await _stopped(held)
+            await stopped(held)
             return json_answer(held.snapshot())
         turn = await self._stored(owner, response_id)
         if not _kept.decode(turn.response).background:
             message = "Only a response that was created with 'background' can be cancelled."
             raise ProtocolError("invalid_request", message)
-        if turn.lease_until is None:
-            return _plain(turn)
-        cancelled = await cancel_elsewhere(self._store, owner, turn)
-        if cancelled is None:
-            raise no_such_response(response_id)
-        return _plain(cancelled)
+        if turn.lease_until is not None:
+            await cancel_elsewhere(self._store, owner, turn)
+            turn = await self._stored(owner, response_id)
+        return _plain(turn)
 
     async def input_items(self, request: Request) -> Response:
         """`GET /v1/responses/{id}/input_items`: what the response was asked, a page at a time."""
@@ -141,7 +139,7 @@ def no_such_response(response_id: str) -> ProtocolError:
     return ProtocolError("not_found", f"Response with id '{response_id}' not found.")
 
 
-async def _stopped(turn: Turn) -> None:
+async def stopped(turn: Turn) -> None:
     """Stop a turn, if it still runs, and wait until its end is kept and the registry knows of it."""
     turn.stop()
     await asyncio.wait({turn.task})

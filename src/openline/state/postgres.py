@@ -14,6 +14,7 @@ from openline.state.postgres_pool import CALL_SECONDS_MAX, CALLS_WAITING_MAX, Po
 from openline.state.store import (
     CHAIN_TURNS_MAX,
     CONVERSATION_ITEMS_MAX,
+    LOOKED_AT_ONCE,
     UNFINISHED_MAX,
     AlreadyKept,
     Appended,
@@ -33,6 +34,7 @@ T = TypeVar("T")
 # What goes over the whole store takes its time, and holds nobody up.
 _SLOW_CALL_SECONDS_MAX: Final = 600.0
 _EXPORTED_AT_ONCE: Final = 50
+_LONG_AGO: Final = -(2**63)
 
 # --- Turns ----------------------------------------------------------------------------------------
 
@@ -138,12 +140,18 @@ _DELETE_ITEM: Final = "DELETE FROM openline_items WHERE owner = $1 AND conversat
 
 _UNHURRIED: Final = "SET LOCAL statement_timeout = 0"
 _PURGE_LOCK: Final = "SELECT pg_advisory_xact_lock(1330662479, hashtext(current_schema()))"
+# The oldest of so many turns, the newest first, that were used before a time.
+_LOOKED_AT: Final = """
+SELECT coalesce(last_used_at, created_at) FROM openline_turns WHERE coalesce(last_used_at, created_at) < $1
+ORDER BY coalesce(last_used_at, created_at) DESC LIMIT 1 OFFSET $2
+"""
 # Leaves that nobody used, and from each on its ancestors, as long as nothing else continues them: children come first.
 _PURGEABLE: Final = """
 WITH RECURSIVE tail AS (
     (
         SELECT 1 AS height, leaf.owner, leaf.response_id, leaf.parent_id FROM openline_turns AS leaf
-        WHERE coalesce(leaf.last_used_at, leaf.created_at) < $1 AND leaf.lease_until IS NULL AND NOT EXISTS (
+        WHERE coalesce(leaf.last_used_at, leaf.created_at) >= $3 AND coalesce(leaf.last_used_at, leaf.created_at) < $4
+        AND leaf.lease_until IS NULL AND NOT EXISTS (
             SELECT 1 FROM openline_turns AS child
             WHERE child.owner = leaf.owner AND child.parent_id = leaf.response_id
         )
@@ -371,7 +379,7 @@ class PostgresStore:
 
         async def purge(connection: Any) -> int:
             await connection.execute(_PURGE_LOCK)  # two at once would take each other's rows
-            found = await connection.fetch(_PURGEABLE, before, limit)
+            found = await _purgeable(connection, before, limit)
             await connection.executemany(_PURGE, [(*row, before) for row in found])
             left = await connection.fetchval(_COUNT_LEFT, [row[0] for row in found], [row[1] for row in found])
             turns = len(found) - left
@@ -443,6 +451,17 @@ async def _put(connection: Any, owner: str, turn: StoredTurn) -> None:
     )
     if _count(await connection.execute(_PUT, *row)) == 0:
         raise AlreadyKept("it holds a turn with this id already")
+
+
+async def _purgeable(connection: Any, before: int, limit: int) -> list[Any]:
+    until = before
+    while True:
+        oldest = await connection.fetchval(_LOOKED_AT, until, LOOKED_AT_ONCE - 1)
+        since = _LONG_AGO if oldest is None else oldest
+        found = await connection.fetch(_PURGEABLE, before, limit, since, until)
+        if found or oldest is None:
+            return found
+        until = oldest
 
 
 def _count(said: str) -> int:

@@ -20,7 +20,7 @@ _HOUR_SECONDS: Final = 3600
 # A use is a write, so not every one is marked. What runs now may have been marked so long ago, and still must not be
 # deleted: this is less than a day, the shortest time that things are kept, by more than a turn takes.
 _MARKED_EVERY_SECONDS: Final = DAY_SECONDS // 2
-_DELETED_AT_ONCE: Final = 200  # some 5 ms of SQLite's writer, for which others wait
+_DELETED_AT_ONCE: Final = 100  # SQLite's writer takes some 10 ms for them, and so long others wait
 
 
 async def retain(

@@ -16,6 +16,7 @@ from openline.state.sqlite_file import LOCK_WAIT_SECONDS_MAX, WRITES_QUEUED_MAX,
 from openline.state.store import (
     CHAIN_TURNS_MAX,
     CONVERSATION_ITEMS_MAX,
+    LOOKED_AT_ONCE,
     UNFINISHED_MAX,
     AlreadyKept,
     Appended,
@@ -31,6 +32,7 @@ from openline.state.store import (
 )
 
 _EXPORTED_AT_ONCE: Final = 50
+_LONG_AGO: Final = -(2**63)
 _TURN_KEPT_ALREADY: Final = AlreadyKept("it holds a turn with this id already")
 _CONVERSATION_KEPT_ALREADY: Final = AlreadyKept("it holds a conversation with this id already")
 _UNKNOWN_CONVERSATION: Final = UnknownConversation("there is no such conversation")
@@ -127,12 +129,18 @@ _DELETE_ITEM: Final = "DELETE FROM items WHERE owner = ? AND conversation_id = ?
 
 # --- The whole store ------------------------------------------------------------------------------
 
+# The oldest of so many turns, the newest first, that were used before a time.
+_LOOKED_AT: Final = """
+SELECT coalesce(last_used_at, created_at) FROM turns WHERE coalesce(last_used_at, created_at) < ?
+ORDER BY coalesce(last_used_at, created_at) DESC LIMIT 1 OFFSET ?
+"""
 # Leaves that nobody used, and from each on its ancestors, as long as nothing else continues them: children come first.
 _PURGEABLE: Final = """
 WITH RECURSIVE tail (owner, response_id, parent_id) AS (
     SELECT * FROM (
         SELECT leaf.owner, leaf.response_id, leaf.parent_id FROM turns AS leaf
-        WHERE coalesce(leaf.last_used_at, leaf.created_at) < ?1 AND leaf.lease_until IS NULL AND NOT EXISTS (
+        WHERE coalesce(leaf.last_used_at, leaf.created_at) >= ?3 AND coalesce(leaf.last_used_at, leaf.created_at) < ?4
+        AND leaf.lease_until IS NULL AND NOT EXISTS (
             SELECT 1 FROM turns AS child WHERE child.owner = leaf.owner AND child.parent_id = leaf.response_id
         )
         LIMIT ?2
@@ -348,13 +356,23 @@ class SqliteStore:
 
     async def purge(self, before: int, limit: int) -> int:
         """Delete what was made and last used before a time. See `Store.purge`."""
-        # The search goes over all that is old, and so not on the thread that others wait for.
-        found = await self._file.read_apart(_PURGEABLE, (before, limit))
+        found = await self._purgeable(before, limit)
         purging = [Statement(_PURGE, (owner, response_id, before)) for owner, response_id in found]
         turns = await self._file.write(*purging) if purging else 0
         if turns == limit:
             return turns
         return turns + await self._file.write(Statement(_PURGE_CONVERSATIONS, (before, limit - turns)))
+
+    async def _purgeable(self, before: int, limit: int) -> list[Any]:
+        """What can go. The search may go over all that is old, and so not on the thread that others wait for."""
+        until = before
+        while True:
+            oldest = await self._file.read_apart(_LOOKED_AT, (until, LOOKED_AT_ONCE - 1))
+            since = oldest[0][0] if oldest else _LONG_AGO
+            found = await self._file.read_apart(_PURGEABLE, (before, limit, since, until))
+            if found or not oldest:
+                return found
+            until = since
 
     async def info(self) -> StoreInfo:
         """What it holds. See `Store.info`."""

@@ -12,6 +12,9 @@ from openline.protocol.errors import ProtocolError
 
 CHAIN_TURNS_MAX: Final = 10_000  # a longer one counts as broken; it also ends a circle, which only damage makes
 CONVERSATION_ITEMS_MAX: Final = 10_000  # they are read at once, for a turn's context
+# A purge searches turns for leaves in portions, the newest first, as those that have just become old are there. Below
+# them may be any number that is old and stays, because something new goes on from it.
+LOOKED_AT_ONCE: Final = 2000
 UNFINISHED_MAX: Final = 256  # turns that one call of `unfinished` gives; the next call gives more
 
 

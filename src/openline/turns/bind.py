@@ -193,7 +193,7 @@ async def _find_parent(request: TurnRequest, parts: Parts) -> Anchor | None:
     response_id = request.create.previous_response_id
     if response_id is None:
         return None
-    return await find_anchor(request.owner, response_id, request.cache, parts.store, parts.seal)
+    return await find_anchor(request.owner, response_id, request.cache, parts.store, parts.seal, now=parts.unix_time())
 
 
 async def _before(request: TurnRequest, parent: Anchor | None, parts: Parts) -> ContextNode:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -69,17 +70,10 @@ async def sweep(store: Store, now: int) -> int:
     return count
 
 
-async def cancel_elsewhere(store: Store, owner: str, turn: StoredTurn) -> StoredTurn | None:
-    """Cancel a turn that another process runs, which stops once it renews its lease; the turn as it ended.
-
-    None if it was deleted meanwhile.
-    """
-    cancelled = ended(turn, status="cancelled")
-    try:
-        await store.put(owner, cancelled)
-    except AlreadyKept:
-        return await store.get(owner, turn.response_id)
-    return cancelled
+async def cancel_elsewhere(store: Store, owner: str, turn: StoredTurn) -> None:
+    """Cancel a turn that another process runs, if it has not ended meanwhile; that one stops once it renews its lease."""
+    with suppress(AlreadyKept):
+        await store.put(owner, ended(turn, status="cancelled"))
 
 
 def ended(turn: StoredTurn, *, status: str, **changes: object) -> StoredTurn:
