@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from openline.state.nothing import NothingStore
+
 PREFIXES = ["/v1", "", "/openai/v1"]
 by_prefix = pytest.mark.parametrize("prefix", PREFIXES, ids=["v1", "bare", "openai"])
 
@@ -137,3 +139,24 @@ async def test_plain_json_answer_is_the_whole_response(server):
     answer = await server.post()
     assert (answer.status, answer.headers["content-type"]) == (200, "application/json")
     assert (answer.json["object"], answer.json["status"]) == ("response", "completed")
+
+
+async def test_a_defect_is_told_in_the_envelope(start, caplog):
+    """500 with the id that the log names, and nothing of what went wrong.
+
+    Source: guarantees, "Bad input": no internal text.
+    """
+
+    class Broken(NothingStore):
+        async def conversation(self, owner, conversation_id):
+            raise RuntimeError("secret-detail")
+
+    server = await start(store=Broken())
+    answer = await server.get("/v1/conversations/conv_x")
+    assert (answer.status, answer.json["error"]["code"]) == (500, "server_error")
+    assert b"secret-detail" not in answer.body
+    request_id = answer.headers["x-request-id"]
+    assert request_id in answer.json["error"]["message"]
+    assert f"a request failed, request={request_id}" in caplog.messages
+    assert "secret-detail" in caplog.text, "the operator has the traceback"
+    caplog.clear()

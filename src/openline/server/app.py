@@ -7,6 +7,7 @@ WebSocket and SSE classes cost more than the turn; plain routes go through Starl
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import Final
@@ -37,6 +38,7 @@ from openline.turns.registry import Registry
 _RESPONSES_PATHS: Final = frozenset({"/v1/responses", "/responses", "/openai/v1/responses"})
 _HURRIED_SECONDS_MAX: Final = 0.5  # the same as the last words, for an operator who does not want to wait
 _PREFIXES: Final = ("/v1", "", "/openai/v1")
+_log: Final = logging.getLogger("openline.server")
 
 
 class App:
@@ -283,6 +285,7 @@ def _routes(endpoints: Endpoints, groups: Iterable[RouteList]) -> Starlette:
         ProtocolError: _answer_error,
         StoreUnavailable: _answer_error,
         ClientGone: _gone,
+        Exception: _answer_defect,
         404: _not_found,
         405: _wrong_method,
     }
@@ -297,6 +300,16 @@ async def _answer_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, ProtocolError), "only these two are routed here"
     response = json_answer(error.envelope(), error.status)
     response.headers.update(error.headers)
+    return response
+
+
+async def _answer_defect(_: Request, __: Exception) -> Response:
+    """In the envelope as every error; what it was goes up to uvicorn, which logs its traceback."""
+    request_id = new_request_id()
+    _log.error("a request failed, request=%s", request_id)
+    message = f"The server failed. Its log has more under request {request_id}."
+    response = json_answer(ProtocolError("internal_error", message).envelope(), 500)
+    response.headers["x-request-id"] = request_id
     return response
 
 
