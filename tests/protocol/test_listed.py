@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openline.protocol.ids import input_item_id
-from openline.protocol.listed import listed_input
+from openline.protocol.listed import listed_input, listed_item
 
 RESPONSE = "resp_" + "0123456789abcdef" * 3
 
@@ -81,6 +81,12 @@ def test_everything_else_stays_as_it_was_sent():
     (item,) = listed_input([raw], RESPONSE)
     assert json.loads(msgspec.json.encode(item)) == json.loads(raw)
     assert b"1.50" in msgspec.json.encode(item)
+
+
+def test_one_item_is_shown_as_a_list_shows_it():
+    """Under the id that it is given (Responses API reference, "Conversation items")."""
+    raw = b'{"role":"user","content":"x","id":"mine"}'
+    assert json.loads(msgspec.json.encode(listed_item(raw, "msg_1"))) == {**listed(json.loads(raw))[0], "id": "msg_1"}
 
 
 def test_deep_items_are_not_read():

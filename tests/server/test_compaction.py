@@ -541,6 +541,18 @@ async def test_the_window_keeps_what_the_system_said(played, hand):
     assert read(turn) == ["I", "D", "[S]", "3"]
 
 
+async def test_the_windows_items_have_ids_of_their_own(played, hand):
+    """Two that a client sent under one id are two; and what nobody could hold stays as it came.
+
+    Source: Responses API reference, "The compacted response object"; guarantees, "Bad input".
+    """
+    system = '{"role":"system","content":"I","id":"m","x":1e999}'
+    body = f'{{"model":"m","input":[{system},{system},{{"role":"user","content":"1"}}]}}'
+    answer, _ = await told(played.request("POST", "/v1/responses/compact", data=body), hand, "S")
+    assert (answer.status, answer.body.count(b'"x":1e999')) == (200, 2)
+    assert len({item["id"] for item in answer.json["output"]}) == 3
+
+
 @pytest.mark.parametrize("prefix", ["/v1", "", "/openai/v1"])
 async def test_the_endpoint_is_at_every_prefix(played, hand, prefix):
     """As the create is; its query is ignored."""

@@ -327,6 +327,19 @@ async def test_a_deep_item_is_listed_or_was_refused(server, depth):
         assert (answer.status, answer.json["error"]["code"]) == (400, "invalid_json")
 
 
+@pytest.mark.parametrize("field", ["status", "content", "x"])
+async def test_a_number_beyond_all_bounds_is_listed(server, field):
+    """Items are read no further than they must be: what a create takes can be listed.
+
+    Source: guarantees, "Bad input".
+    """
+    body = f'{{"model":"scripted-text","input":[{{"role":"user","{field}":1e999}}]}}'
+    answer = await server.request("POST", "/v1/responses", data=body)
+    page = await server.get(f"/v1/responses/{answer.json['id']}/input_items")
+    assert page.status == 200
+    assert f'"{field}":1e999'.encode() in page.body
+
+
 # --- The SDK
 
 

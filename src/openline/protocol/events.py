@@ -8,7 +8,7 @@ Source: Responses API reference, "Create a response"; WebSocket mode guide, "res
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Raw
@@ -18,6 +18,7 @@ from openline.protocol.items import Item, read_item, wrong_type
 
 TIMINGS: Final = "openline.timings"  # in `include`
 _NULL: Final = Raw(b"null")
+B = TypeVar("B")
 
 
 class StreamOptions(msgspec.Struct, frozen=True):
@@ -285,17 +286,26 @@ def read_http_create(body: bytes) -> HttpCreate:
     Raises:
         ProtocolError: it is not JSON, or a field is of a wrong type or not supported.
     """
-    try:
-        _check_utf8(body)
-        create = _http_create.decode(body)
-    except msgspec.ValidationError as error:
-        raise wrong_type(error) from None
-    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
-        raise _not_json(error) from None
+    create = read_body(body, _http_create)
     refusal = _not_supported(create, on_socket=False)
     if refusal is not None:
         raise refusal
     return create
+
+
+def read_body(body: bytes, decoder: msgspec.json.Decoder[B]) -> B:
+    """Any body, read as what its decoder expects.
+
+    Raises:
+        ProtocolError: it is not JSON, or a field is of a wrong type.
+    """
+    try:
+        _check_utf8(body)
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise wrong_type(error) from None
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise _not_json(error) from None
 
 
 def read_input(create: Create) -> list[Item]:

@@ -12,13 +12,15 @@ import msgspec
 
 from openline.protocol.ids import input_item_id
 
+_NULL: Final = msgspec.Raw(b"null")
+
 
 class _Head(msgspec.Struct):
     type: str | None = None
     id: str | None = None
     role: str | None = None
-    status: object = None
-    content: msgspec.Raw = msgspec.Raw(b"null")
+    status: msgspec.Raw = _NULL
+    content: msgspec.Raw = _NULL
 
 
 _head: Final = msgspec.json.Decoder(_Head)
@@ -36,18 +38,27 @@ def listed_input(raws: Iterable[bytes | msgspec.Raw], response_id: str) -> list[
     taken: set[str] = set()
     for index, raw in enumerate(raws):
         head = _head.decode(raw)
-        item_type = head.type or "message"
         item_id = head.id
         if not item_id or item_id in taken:
-            item_id = input_item_id(item_type, response_id, index)
+            item_id = input_item_id(head.type or "message", response_id, index)
         taken.add(item_id)
-        item: dict[str, Any] = {**_fields.decode(raw), "type": item_type, "id": item_id}
-        if item_type == "message" and bytes(head.content).startswith(b'"'):
-            item["content"] = [_part(_text.decode(head.content), head.role)]
-        if head.status is None and item_type.endswith(("message", "_call", "_output")):
-            item["status"] = "completed"
-        items.append(item)
+        items.append(_listed(raw, head, item_id))
     return items
+
+
+def listed_item(raw: bytes | msgspec.Raw, item_id: str) -> dict[str, Any]:
+    """An item that somebody sent, under an id of ours, with its type, its content as parts, and its status."""
+    return _listed(raw, _head.decode(raw), item_id)
+
+
+def _listed(raw: bytes | msgspec.Raw, head: _Head, item_id: str) -> dict[str, Any]:
+    item_type = head.type or "message"
+    item: dict[str, Any] = {**_fields.decode(raw), "type": item_type, "id": item_id}
+    if item_type == "message" and bytes(head.content).startswith(b'"'):
+        item["content"] = [_part(_text.decode(head.content), head.role)]
+    if bytes(head.status) == b"null" and item_type.endswith(("message", "_call", "_output")):
+        item["status"] = "completed"
+    return item
 
 
 def _part(text: str, role: str | None) -> dict[str, Any]:

@@ -5,21 +5,17 @@ Source: Responses API reference, "Compact a response".
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create
-from openline.protocol.fold import Event
 from openline.protocol.ids import output_item_ids, prefix_of
-from openline.protocol.items import Item
-from openline.server.asgi import read_body
+from openline.protocol.listed import listed_input
 from openline.server.guard import Guard
-from openline.server.plain import AnswerInTime, RouteList, new_request_id
+from openline.server.plain import AnswerInTime, RouteList, body_of, new_request_id
 from openline.state.context import is_system
 from openline.state.sealed_items import COMPACTION, compaction_item
 from openline.turns.bind import Parts, TurnRequest, find
@@ -45,8 +41,7 @@ class Compacting:
     async def compact(self, request: Request) -> Response:
         """The window: what the system said, one item that stands for everything else, and what it took."""
         owner = self._guard.admit(request.headers.raw)
-        declared = int(request.headers.get("content-length", "0"))
-        body = await read_body(request.receive, self._message_bytes_max, declared=declared)
+        body = await body_of(request, self._message_bytes_max)
         create = read_http_create(body)
         if not create.model:
             message = "'model' is missing: expected the name of the model that is to write the summary."
@@ -61,21 +56,13 @@ class Compacting:
             raise ProtocolError("missing_required_parameter", message, param="input")
         summary = await summed_up(found)
         response_id = self._parts.new_id("resp")
-        new_id = output_item_ids(response_id)
+        item_id = output_item_ids(response_id)(prefix_of(COMPACTION))
         item = compaction_item(summary.text, asked.owner, self._parts.seal)
-        kept = [_whole(item, new_id) for item in found.context.items() if is_system(item)]
+        kept = listed_input((item.wire for item in found.context.items() if is_system(item)), response_id)
         return {
             "id": response_id,
             "object": "response.compaction",
             "created_at": int(self._parts.unix_time()),
-            "output": [*kept, {"id": new_id(prefix_of(COMPACTION)), **item}],
+            "output": [*kept, {"id": item_id, **item}],
             "usage": summary.usage,
         }
-
-
-def _whole(item: Item, new_id: Callable[[str], str]) -> Event:
-    """An input item with all that an output item has."""
-    fields: Event = msgspec.json.decode(item.wire)
-    if isinstance(fields.get("content"), str):
-        fields["content"] = [{"type": "input_text", "text": fields["content"]}]
-    return {"status": "completed", **fields, "type": item.type, "id": fields.get("id") or new_id(prefix_of(item.type))}

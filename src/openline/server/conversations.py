@@ -13,16 +13,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from openline.protocol.errors import ProtocolError
-from openline.protocol.events import Metadata
+from openline.protocol.events import Metadata, read_body
 from openline.protocol.ids import prefix_of
-from openline.protocol.items import REFERENCE, read_item, wrong_type
-from openline.server.asgi import read_body
+from openline.protocol.items import REFERENCE, read_item
+from openline.protocol.listed import listed_item
 from openline.server.guard import Guard
-from openline.server.plain import RouteList, json_answer, json_bytes_answer
+from openline.server.plain import RouteList, body_of, json_answer
 from openline.server.query import page_of
 from openline.server.stored import item_list
 from openline.state.conversation import conversation_not_found
-from openline.state.store import Appended, Conversation, ConversationItem, NotAppended
+from openline.state.store import Appended, Conversation, ConversationItem, NotAppended, NothingIsKept
 from openline.turns.bind import Parts
 from openline.turns.keep import conversation_item
 
@@ -37,7 +37,7 @@ class _Create(msgspec.Struct):
 
 
 class _Update(msgspec.Struct):
-    metadata: Metadata
+    metadata: Metadata | None
 
 
 class _Add(msgspec.Struct):
@@ -82,7 +82,12 @@ class Conversations:
         asked = await self._body(request, _create)
         metadata = msgspec.json.encode(asked.metadata or {})
         conversation = Conversation(self._parts.new_id("conv"), self._now(), metadata)
-        await self._store.create_conversation(owner, conversation, self._read(asked.items or []))
+        try:
+            await self._store.create_conversation(owner, conversation, self._read(asked.items or []))
+        except NothingIsKept as error:  # for ever: nobody should try again, as with a store in trouble
+            raise ProtocolError(
+                "invalid_request", f"No conversation can be made: the store says that {error}."
+            ) from None
         return _shown(conversation)
 
     async def get(self, request: Request) -> Response:
@@ -93,7 +98,8 @@ class Conversations:
         """`POST /v1/conversations/{id}`: other metadata."""
         owner, conversation_id = self._asked(request)
         asked = await self._body(request, _update)
-        await self._store.set_metadata(owner, conversation_id, msgspec.json.encode(asked.metadata), self._now())
+        metadata = msgspec.json.encode(asked.metadata or {})
+        await self._store.set_metadata(owner, conversation_id, metadata, self._now())
         return _shown(await self._found(owner, conversation_id))
 
     async def delete(self, request: Request) -> Response:
@@ -132,7 +138,7 @@ class Conversations:
         item = await self._store.item(owner, conversation_id, item_id)
         if item is None:
             raise _no_such_item(item_id)
-        return json_bytes_answer(item.raw)
+        return json_answer(listed_item(item.raw, item.id))
 
     async def delete_item(self, request: Request) -> Response:
         """`DELETE /v1/conversations/{id}/items/{item_id}`."""
@@ -152,13 +158,8 @@ class Conversations:
         return conversation
 
     async def _body(self, request: Request, decoder: msgspec.json.Decoder[B]) -> B:
-        body = await read_body(request.receive, self._message_bytes_max)
-        try:
-            return decoder.decode(body or b"{}")
-        except msgspec.ValidationError as error:
-            raise wrong_type(error) from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProtocolError("invalid_json", f"The body is not valid JSON: {error}.") from None
+        body = await body_of(request, self._message_bytes_max)
+        return read_body(body or b"{}", decoder)
 
     def _read(self, raws: list[Raw]) -> list[ConversationItem]:
         items: list[ConversationItem] = []
@@ -186,7 +187,7 @@ def _shown(conversation: Conversation) -> Response:
 
 def _list(items: list[ConversationItem], *, has_more: bool) -> Response:
     first, last = (items[0].id, items[-1].id) if items else (None, None)
-    return json_answer(item_list([Raw(item.raw) for item in items], first, last, has_more=has_more))
+    return json_answer(item_list([listed_item(item.raw, item.id) for item in items], first, last, has_more=has_more))
 
 
 def _no_such_item(item_id: str) -> ProtocolError:

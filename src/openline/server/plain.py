@@ -9,7 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openline.server.asgi import Receive, Scope, Send, answer_headers, send_json, until_gone
+from openline.server.asgi import Receive, Scope, Send, answer_headers, read_body, send_json, until_gone
 
 # A method, a path and what answers there.
 RouteList = list[tuple[str, str, Callable[[Request], Awaitable[Response]]]]
@@ -18,6 +18,17 @@ RouteList = list[tuple[str, str, Callable[[Request], Awaitable[Response]]]]
 def new_request_id() -> str:
     """What the client sees as `x-request-id` and the log names."""
     return f"req_{secrets.token_hex(12)}"
+
+
+async def body_of(request: Request, bytes_max: int) -> bytes:
+    """A request's whole body; too much of it is refused before it is sent, where its length is said.
+
+    Raises:
+        ProtocolError: it is larger than `bytes_max`.
+        ClientGone: the client left before it was whole.
+    """
+    declared = int(request.headers.get("content-length", "0"))
+    return await read_body(request.receive, bytes_max, declared=declared)
 
 
 def json_answer(value: object, status: int = 200) -> Response:

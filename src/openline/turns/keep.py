@@ -30,6 +30,7 @@ from openline.turns.log import TurnLog
 
 _encoder: Final = msgspec.json.Encoder()
 _fields: Final = msgspec.json.Decoder(dict[str, Any])
+_raw_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])  # not read further: what is in them is the engine's
 
 
 async def begin(request: TurnRequest, bound: Bound, parts: Parts) -> None:
@@ -136,7 +137,7 @@ def _appended(request: TurnRequest, bound: Bound, response: Event, now: int) -> 
 
 def conversation_item(item: Item, item_id: str) -> ConversationItem:
     """An item that a client sent, under an id of ours: two that it gave the same one can stand in one conversation."""
-    fields = _fields.decode(item.wire)
+    fields = _raw_fields.decode(item.wire)
     return ConversationItem(item_id, _encoder.encode({**fields, "type": item.type, "id": item_id}))
 
 
