@@ -19,6 +19,7 @@ from openline.protocol.deltas import Ended, TextDelta
 from openline.state.nothing import NothingStore
 from openline.state.sqlite import SqliteStore
 from server.running import WAIT_SECONDS_MAX, until
+from state.stores import conversation as stored_conversation
 
 PATH = "/v1/conversations"
 UNKNOWN = "conv_" + "0" * 48
@@ -485,6 +486,22 @@ async def test_a_response_of_a_conversation_is_not_continued_by_its_id(server):
     assert (await server.get(f"/v1/responses/{response['id']}")).json == response
     answer = await server.post(previous_response_id=response["id"])
     assert (answer.status, answer.json["error"]["code"]) == (400, "previous_response_not_found")
+
+
+async def test_a_turn_marks_it_as_used(start, hand):
+    """When it begins, not only when it ends: what nobody has used for long must not be deleted under a turn.
+
+    Source: README, `store.retain_days`.
+    """
+    store = SqliteStore(None)
+    await store.create_conversation("local", stored_conversation("conv_1", at=1))
+    server = await start(engine=hand, store=store)
+    asking = asyncio.ensure_future(server.post(conversation="conv_1", input="1"))
+    turn = await hand.next_turn()
+    assert await store.purge(1_760_000_000, 100) == 0
+    turn.answer("2")
+    assert (await asking).status == 200
+    assert await texts(server, "conv_1") == ["1", "2"]
 
 
 # --- The SDK ---------------------------------------------------------------------------------------

@@ -52,8 +52,17 @@ async def find_anchor(
     return _hydrate(chain, owner, seal)
 
 
-async def conversation_node(owner: str, conversation_id: str, store: Store, seal: Seal) -> ContextNode:
+async def conversation_node(
+    owner: str, conversation_id: str, store: Store, seal: Seal, *, now: float = 0.0
+) -> ContextNode:
     """The context that a conversation's items make.
+
+    Args:
+        owner: whose it must be.
+        conversation_id: the id that the client sent.
+        store: where it is.
+        seal: opens what clients hold for us.
+        now: Unix seconds, at which it counts as used, so that it is not deleted under a turn.
 
     Raises:
         ProtocolError: there is no such conversation.
@@ -61,6 +70,9 @@ async def conversation_node(owner: str, conversation_id: str, store: Store, seal
 
     Source: Responses API reference, "conversation".
     """
+    conversation = await store.conversation(owner, conversation_id)
+    if conversation is not None:
+        await mark_used(store, owner, conversation, now)
     items = await store.all_items(owner, conversation_id)
     if items is None:
         raise conversation_not_found(conversation_id)

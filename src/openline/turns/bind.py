@@ -200,5 +200,6 @@ async def _before(request: TurnRequest, parent: Anchor | None, parts: Parts) -> 
     """What stands before the request's own input."""
     conversation_id = request.create.conversation_id
     if conversation_id is not None:
-        return await conversation_node(request.owner, conversation_id, parts.store, parts.seal)
+        now = parts.unix_time()
+        return await conversation_node(request.owner, conversation_id, parts.store, parts.seal, now=now)
     return parent.node if parent else EMPTY
