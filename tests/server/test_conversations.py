@@ -284,7 +284,14 @@ async def odd_item(server, value, where, field="x"):
 
 @pytest.mark.parametrize(
     ("query", "param"),
-    [("limit=0", "limit"), ("limit=101", "limit"), ("limit=x", "limit"), ("order=up", "order"), ("after=x", "after")],
+    [
+        ("limit=0", "limit"),
+        ("limit=101", "limit"),
+        ("limit=x", "limit"),
+        ("order=up", "order"),
+        ("after=x", "after"),
+        ("include[]=x", "include"),
+    ],
 )
 async def test_a_bad_query_parameter_is_named(server, query, param):
     """As of every list.

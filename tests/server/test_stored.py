@@ -14,6 +14,7 @@ from openai import AsyncOpenAI
 from openai.types.responses import ResponseItem
 from pydantic import TypeAdapter
 
+from openline.protocol.deltas import ReasoningDelta, TextDelta
 from server.background import begin, begin_streamed, delete, ended
 from server.running import read_sse, until
 
@@ -121,6 +122,7 @@ async def test_every_prefix_serves_every_route(server, prefix):
     [
         *(("", f"stream={value}", "stream") for value in ("1", "yes", "", "null")),
         *(("", f"include_obfuscation={value}", "include_obfuscation") for value in ("0", "")),
+        *((suffix, f"{name}=x", "include") for suffix in ("", "/input_items") for name in ("include", "include[]")),
         *(
             ("", f"stream=true&starting_after={value}", "starting_after")
             for value in ("-1", "x", "", "1.5", "1e3", "%2B1", "%D9%A1", "9" * 16)
@@ -151,8 +153,60 @@ async def test_what_a_query_may_say(server):
     response = (await server.post()).json
     for query in ("stream=false", "stream=False&include_obfuscation=TRUE", "include[]=message.output_text.logprobs"):
         assert (await server.get(f"/v1/responses/{response['id']}?{query}")).json == response
-    answer = await server.get(f"/v1/responses/{response['id']}/input_items?limit=100&order=asc&include[]=x&before=y")
+    query = "limit=100&order=asc&include[]=reasoning.encrypted_content&before=y"
+    answer = await server.get(f"/v1/responses/{response['id']}/input_items?{query}")
     assert answer.status == 200
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+async def test_reasoning_is_sealed_where_that_is_asked_for(start, hand, kind):
+    """For a client that goes on without the store: it sends the item back, and the model reads what it had thought.
+
+    What was sealed when it was made stays as it is, and without `include` nothing is.
+
+    Source: Responses API reference, "Get a model response", `include`; docs/adr/0008.
+    """
+    server = await start(engine=hand)
+    response_id, ids = await reasoned(server, hand, kind)
+    path = f"/v1/responses/{response_id}"
+    assert "encrypted_content" not in (await server.get(path)).json["output"][0]
+    for name in ("include[]", "include", "include[0]"):
+        response = (await server.get(path, params={name: "reasoning.encrypted_content"})).json
+        assert [item["id"] for item in response["output"]] == ids
+        assert response["output"][0]["encrypted_content"].startswith("oln1.")
+    item = {"type": "reasoning", "summary": [], "encrypted_content": response["output"][0]["encrypted_content"]}
+    posting = asyncio.ensure_future(server.post(input=[item, message("Go on.")], store=False))
+    turn = await hand.next_turn()
+    assert b"Hm." in turn.input[0]
+    turn.answer("Yes.")
+    assert (await posting).status == 200
+
+
+async def reasoned(server, hand, kind):
+    """The id of a response of this kind that has thought first, and the ids of its items."""
+    begun = begin(server, store="unstored" not in kind) if kind != "in the foreground" else server.post()
+    asked = asyncio.ensure_future(begun)
+    turn = await hand.next_turn()
+    turn.give(ReasoningDelta("Hm."), TextDelta("Hi."))
+    await until(lambda: turn.taken == 1)
+    if "runs" not in kind:
+        turn.finish()
+    answer = await asked
+    response_id = answer["id"] if isinstance(answer, dict) else answer.json["id"]
+    if "runs" not in kind:
+        await server.idle()
+    return response_id, [item["id"] for item in (await server.get(f"/v1/responses/{response_id}")).json["output"]]
+
+
+async def test_what_was_sealed_is_not_sealed_again(start, hand):
+    """It opens once, whoever asks how often."""
+    server = await start(engine=hand)
+    sealed = ["reasoning.encrypted_content"]
+    posting = asyncio.ensure_future(server.post(include=sealed))
+    (await hand.next_turn()).finish(ReasoningDelta("Hm."), TextDelta("Hi."))
+    response = (await posting).json
+    got = await server.get(f"/v1/responses/{response['id']}", params={"include[]": sealed})
+    assert got.json == response
 
 
 # --- Input items

@@ -17,6 +17,7 @@ from openline.protocol.errors import MESSAGE_CHARS_MAX, ProtocolError
 from openline.protocol.items import Item, read_item, wrong_type
 
 TIMINGS: Final = "openline.timings"  # in `include`
+SEALED_REASONING: Final = "reasoning.encrypted_content"  # the same
 _NULL: Final = Raw(b"null")
 B = TypeVar("B")
 
@@ -134,7 +135,7 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def wants_sealed_reasoning(self) -> bool:
         """Whether reasoning items are to have `encrypted_content`, for a client that nothing is stored for."""
-        return "reasoning.encrypted_content" in (self.include or ())
+        return SEALED_REASONING in (self.include or ())
 
     @property
     def wants_timings(self) -> bool:

@@ -19,7 +19,7 @@ from openline.protocol.items import REFERENCE, read_item
 from openline.protocol.listed import listed_item
 from openline.server.guard import Guard
 from openline.server.plain import RouteList, body_of, json_answer
-from openline.server.query import page_of
+from openline.server.query import included, page_of
 from openline.server.stored import item_list
 from openline.state.conversation import conversation_not_found
 from openline.state.store import Appended, Conversation, ConversationItem, NotAppended, NothingIsKept
@@ -113,6 +113,7 @@ class Conversations:
         """`GET /v1/conversations/{id}/items`: a page of its items."""
         owner, conversation_id = self._asked(request)
         limit, order, after = page_of(request.query_params)
+        included(request.query_params.multi_items())  # items are listed with all that is kept
         page = await self._store.items(owner, conversation_id, limit=limit, after=after, order=order)
         if page is None:
             await self._found(owner, conversation_id)

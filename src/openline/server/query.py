@@ -5,12 +5,16 @@ Source: Responses API reference, "Get a model response", "List input items".
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Final, Literal, NamedTuple
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final, Literal, NamedTuple, get_args
 
 from openline.protocol.errors import ProtocolError
+from openline.protocol.events import Include
 
 PAGE_ITEMS_MAX: Final = 100
+_INCLUDE: Final = re.compile(r"include(\[\d*\])?\Z", re.ASCII)  # the SDKs write `include[]`
+_INCLUDABLE: Final = frozenset(get_args(Include))
 _PAGE_ITEMS: Final = 20
 
 
@@ -65,6 +69,18 @@ def flag(query: Mapping[str, str], name: str) -> bool:
     if text not in {"true", "false"}:
         raise _invalid(name, text, "'true' or 'false'")
     return text == "true"
+
+
+def included(query: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """What `include` names, however often it is given.
+
+    Raises:
+        ProtocolError: one of them is not what a create may include.
+    """
+    named = frozenset(value for name, value in query if _INCLUDE.match(name))
+    for value in sorted(named - _INCLUDABLE):
+        raise _invalid("include", value, f"one of {', '.join(sorted(_INCLUDABLE))}")
+    return named
 
 
 def _invalid(name: str, came: str, expected: str) -> ProtocolError:

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
 from openline.protocol.errors import ProtocolError
+from openline.protocol.events import SEALED_REASONING
 from openline.protocol.fold import Event
 from openline.protocol.listed import listed_input
 from openline.server.asgi import Receive, Scope, Send, until_gone
 from openline.server.event_stream import send_event_stream
 from openline.server.guard import Guard
 from openline.server.plain import RouteList, json_answer, json_bytes_answer, new_request_id
-from openline.server.query import Page, flag, page_of, whole_number
+from openline.server.query import Page, flag, included, page_of, whole_number
+from openline.state.sealed_items import sealed_reasoning
+from openline.state.sealing import Seal
 from openline.state.store import Store, StoredTurn
 from openline.turns.leases import cancel_elsewhere
 from openline.turns.registry import Registry
@@ -35,6 +38,7 @@ class _Kept(msgspec.Struct):
 
 
 _kept: Final = msgspec.json.Decoder(_Kept)
+_fields: Final = msgspec.json.Decoder(dict[str, Any])
 _raw_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _FINAL: Final = frozenset({"completed", "incomplete", "failed"})
 
@@ -61,6 +65,7 @@ class StoredResponses:
         owner, response_id = self._asked(request)
         streams = flag(request.query_params, "stream")
         flag(request.query_params, "include_obfuscation")  # there is none to leave out
+        include = included(request.query_params.multi_items())
         after = whole_number(request.query_params, "starting_after")
         if after is not None and not streams:
             message = "'starting_after' is about a stream: expected 'stream=true' beside it."
@@ -69,7 +74,10 @@ class StoredResponses:
         if streams:
             first = 0 if after is None else after + 1
             return _Followed(held, first) if held is not None else await self._replayed(owner, response_id, first)
-        return json_answer(held.snapshot()) if held is not None else _plain(await self._stored(owner, response_id))
+        if SEALED_REASONING not in include:
+            return json_answer(held.snapshot()) if held is not None else _plain(await self._stored(owner, response_id))
+        response = held.snapshot() if held else _fields.decode((await self._stored(owner, response_id)).response)
+        return json_answer(_sealed(response, owner, self._registry.parts.seal))
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/responses/{id}`: what runs is stopped first."""
@@ -102,6 +110,7 @@ class StoredResponses:
         """`GET /v1/responses/{id}/input_items`: what the response was asked, a page at a time."""
         owner, response_id = self._asked(request)
         page = page_of(request.query_params)
+        included(request.query_params.multi_items())  # items are listed with all that was sent
         held = self._registry.held.get(owner, response_id)
         if held is not None:
             raws: Sequence[bytes | msgspec.Raw] = held.own_input
@@ -148,6 +157,15 @@ async def stopped(turn: Turn) -> None:
 def _no_events() -> ProtocolError:
     message = "The events of this response are not kept: only those created with 'background' and 'stream' are."
     return ProtocolError("invalid_request", message, param="stream")
+
+
+def _sealed(response: Event, owner: str, seal: Seal) -> Event:
+    """A response with its reasoning's content sealed beside it, where that was not done when it was made."""
+    output = [
+        sealed_reasoning(item, owner, seal) if item["type"] == "reasoning" and "encrypted_content" not in item else item
+        for item in response["output"]
+    ]
+    return {**response, "output": output}
 
 
 def _plain(turn: StoredTurn) -> Response:
