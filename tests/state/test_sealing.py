@@ -154,16 +154,25 @@ def test_servers_that_start_together_agree_on_one_key(tmp_path):
             assert [seal.open("ada", "reasoning", each) for each in sealed] == ["x"] * 8
 
 
-@pytest.mark.parametrize("url", ["none", "sqlite::memory:", "postgres://db/openline"])
-def test_without_a_file_the_key_lasts_as_long_as_the_process(url, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("url", "warns"), [("none", True), ("sqlite::memory:", False), ("postgres://db/openline", True)]
+)
+def test_without_a_file_the_key_lasts_as_long_as_the_process(url, warns, tmp_path, monkeypatch, caplog):
     """Nothing is written for a store that writes nothing here, and every start has a key of its own.
+
+    The log says so where clients, or a store, hold what it has sealed when the process is gone.
 
     Source: docs/adr/0008.
     """
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("openline.state.sealing.default_path", lambda: tmp_path / "openline.db")
-    assert not opens_for(open_seal(url, "", ""), open_seal(url, "", ""))
+    first = open_seal(url, "", "")
+    assert ["set OPENLINE_SEALING_KEY" in line for line in caplog.messages] == [True] * warns
+    assert not opens_for(first, open_seal(url, "", ""))
     assert not list(tmp_path.iterdir())
+    caplog.clear()
+    open_seal(url, "", KEY)
+    assert not caplog.messages
 
 
 def test_a_given_key_wins(tmp_path):

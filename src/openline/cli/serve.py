@@ -63,7 +63,8 @@ def serve(
         typer.Option(help="Who answers: chat:URL, responses:URL, gguf:PATH or scripted:[TRANSCRIPT]. May be repeated."),
     ] = None,
     store: Annotated[
-        str | None, typer.Option(help="Where stored responses are kept: sqlite:PATH, sqlite::memory: or none.")
+        str | None,
+        typer.Option(help="Where stored responses are kept: sqlite:PATH, sqlite::memory:, postgresql://… or none."),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="A configuration file in TOML.", envvar="OPENLINE_CONFIG")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain in PEM; with --tls-key.")] = None,

@@ -9,6 +9,7 @@ Source: Responses API reference, "encrypted_content"; docs/adr/0008. AES-GCM: RF
 from __future__ import annotations
 
 import base64
+import logging
 import os
 import secrets
 import tempfile
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from openline.config import ConfigError
 from openline.state.opening import default_path
 
+_log: Final = logging.getLogger("openline.store")
 _MARK: Final = "oln1."  # whose it is, and in which form
 _NONCE_BYTES: Final = 12
 _KEY_BYTES: Final = 32
@@ -95,7 +97,14 @@ def open_seal(store_url: str, key_file: str, given: str) -> Seal:
     if given:
         return Seal(_from_hex(given, "OPENLINE_SEALING_KEY"))
     path = Path(key_file) if key_file else _beside(store_url)
-    return Seal(secrets.token_bytes(_KEY_BYTES) if path is None else _read_key(path))
+    if path is not None:
+        return Seal(_read_key(path))
+    if store_url != "sqlite::memory:":  # which forgets everything else as well
+        _log.warning(
+            "the sealing key lasts as long as this process: summaries and reasoning that it seals are unreadable after a "
+            "restart, and on other nodes; set OPENLINE_SEALING_KEY (openssl rand -hex 32)"
+        )
+    return Seal(secrets.token_bytes(_KEY_BYTES))
 
 
 def _beside(store_url: str) -> Path | None:
