@@ -667,7 +667,9 @@ async def test_an_unfinished_turn_is_not_purged(store):
     await store.put("ann", turn("resp_0", at=1))
     await store.put("ann", turn("resp_1", "resp_0", at=1, lease_until=5))
     await store.put("ann", turn("resp_2", at=2))
-    assert await purge_all(store, 50, limit=1) == 1
+    await store.put("ann", turn("resp_3", "resp_1", at=3))
+    assert await purge_all(store, 50) == 2
+    assert set(await exported(store)) == {("ann", "resp_0"), ("ann", "resp_1")}
     await store.put("ann", turn("resp_1", "resp_0", at=1, chainable=False))
     assert await purge_all(store, 50, limit=1) == 2
 

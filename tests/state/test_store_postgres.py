@@ -503,6 +503,20 @@ async def test_repr_holds_no_secret():
         await store.close()
 
 
+async def test_what_is_continued_while_a_purge_goes_on_stays(url, connection):
+    """Between the search and the deletion somebody may have gone on: each turn is checked again when it goes."""
+    async with opened(url) as store:
+        await store.put("ann", turn("resp_0", at=1))
+        await store.put("ann", turn("resp_1", "resp_0", at=1))
+        async with connection.transaction():
+            await connection.execute("SELECT 1 FROM openline_turns WHERE response_id = 'resp_1' FOR UPDATE")
+            purge = asyncio.ensure_future(store.purge(50, 10))
+            await until(partial(somebody_waits, connection))  # it has looked, found both, and begins with the child
+            await store.put("ann", turn("resp_2", "resp_0"))
+        assert await purge == 1
+        assert [each.response_id for each in await store.chain("ann", "resp_2")] == ["resp_0", "resp_2"]
+
+
 async def test_order_in_a_conversation_is_that_of_commits(url, connection):
     """Who adds items waits for whoever adds to the same conversation, and other conversations do not."""
     async with opened(url) as store:

@@ -9,7 +9,9 @@ import stat
 import subprocess
 import sys
 import threading
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 import pytest
 
@@ -498,6 +500,29 @@ def test_only_missing_migrations_run_and_in_order(connection):
     assert taken == [0, 1, 2]
     assert version_of(connection) == 3
     assert connection.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,)
+
+
+async def open_and_write(path, number):
+    store = SqliteStore(path)
+    await store.put("ann", turn(f"resp_{number}"))
+    await store.close()
+
+
+def process(path, number):
+    """What a process does that starts now."""
+    asyncio.run(open_and_write(path, number))
+
+
+@posix
+def test_many_processes_may_start_at_once(tmp_path):
+    """Those that find an empty file make its tables once, one after the other, and none of them fails."""
+    with ProcessPoolExecutor(4, get_context("fork")) as processes:
+        for attempt in range(20):
+            path = tmp_path / f"{attempt}.db"
+            list(processes.map(process, [path] * 4, range(4)))
+            with contextlib.closing(sqlite3.connect(path)) as connection:
+                assert connection.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+                assert connection.execute("SELECT count(*) FROM turns").fetchone() == (4,)
 
 
 async def test_a_store_of_the_first_release_is_taken_up(path):

@@ -18,6 +18,7 @@ import os
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -36,6 +37,7 @@ LOCK_WAIT_SECONDS_MAX: Final = 2.0
 # The same for reads, which hold up the event loop. In WAL mode a read meets a lock only while another process
 # recovers or closes the file.
 _READ_LOCK_WAIT_SECONDS_MAX: Final = 0.05
+_LOOK_AGAIN_SECONDS: Final = 0.005  # for another's lock, where SQLite does not wait by itself
 _WAL_BYTES_KEPT_MAX: Final = 64 * 1024 * 1024  # one message at its limit; a longer log is cut at the next checkpoint
 
 # By SQLite's primary result code. The rest are named by their code.
@@ -261,7 +263,7 @@ class SqliteFile:
         connection = self._connect(self._lock_wait_seconds_max)
         try:
             migrate(connection)
-            (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
+            mode = _journal_in_wal(connection, self._lock_wait_seconds_max)
             if self.path is not None and mode != "wal":
                 raise StoreUnavailable("it is on a file system that cannot share memory, which WAL needs")
             connection.execute("PRAGMA synchronous = FULL")
@@ -296,6 +298,22 @@ class SqliteFile:
             isolation_level=None,  # transactions are ours
             check_same_thread=False,  # opened at start, written on the store's thread
         )
+
+
+def _journal_in_wal(connection: sqlite3.Connection, lock_wait_seconds_max: float) -> str:
+    """Switch a new file to WAL, if that can be; the mode that it is in.
+
+    SQLite itself does not wait here for a lock: of two processes that start on one new file, each would wait for the other.
+    Source: SQLite's documentation of `sqlite3_busy_handler`.
+    """
+    give_up_at = time.monotonic() + lock_wait_seconds_max
+    while True:
+        try:
+            return connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        except sqlite3.OperationalError as error:
+            if _code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
+                raise
+        time.sleep(_LOOK_AGAIN_SECONDS)
 
 
 def _apply(connection: sqlite3.Connection, statements: tuple[Statement, ...]) -> _Outcome:
