@@ -53,7 +53,8 @@ class Case:
     `rounds` and `width` say how often the model calls tools, and how many at once. For Codex the model
     name decides which tools it offers: one that it does not know, one with a patch tool, one that reaches
     its shell through a script tool. `chained` cases send increments, the others the whole conversation; `warmed`
-    ones begin with a warm-up; `compacted` says who sums the conversation up on the way. `lanes` is how many
+    ones begin with a warm-up; in `listed` ones Codex asks for the list of models first, which then decides what it offers;
+    `compacted` says who sums the conversation up on the way. `lanes` is how many
     conversations run at once, `tests` which tests of the suite.
     `engine` is who answers: the harness's own model server, `PLANNED`, or the tiny model in llama.cpp, `TINY`.
     """
@@ -71,6 +72,7 @@ class Case:
     patched: bool = False
     chained: bool = False
     warmed: bool = False
+    listed: bool = False
     compacted: str = ""
     engine: str = PLANNED
 
@@ -97,7 +99,8 @@ class Case:
             case "codex":
                 summing = ["--compact-at", str(COMPACT_AT_TOKENS)] if self.compacted else []
                 provider = ["--provider", "OpenAI"] if self.compacted == BY_SERVER else []
-                return [python, *script, *home, "--codex", str(CODEX), *summing, *provider]
+                listed = ["--listed"] if self.listed else []
+                return [python, *script, *home, "--codex", str(CODEX), *summing, *provider, *listed]
             case "opencode":
                 return [python, *script, *home, "--opencode", str(OPENCODE)]
             case _:
@@ -123,6 +126,11 @@ def _codex(name: str, mode: str, model: str, *, patched: bool = False, compacted
     rounds, over_socket = 6 if patched else 5, mode == "ws"
     case = Case(name, SHELL, "codex", "codex.py", mode, model, rounds, patched=patched, compacted=compacted)
     return replace(case, chained=over_socket, warmed=over_socket)
+
+
+def _listed(case: Case) -> Case:
+    """With the list of models, which gives Codex a patch tool for every one of them."""
+    return replace(case, name=f"{case.name}-listed", listed=True)
 
 
 def _tiny(case: Case, model: str, rounds: int) -> Case:
@@ -164,6 +172,8 @@ CASES = (
     _codex("codex-ws", "ws", "shell"),
     _codex("codex-ws-patch", "ws", "gpt-5.5", patched=True),
     _codex("codex-ws-script", "ws", "gpt-6.1-sol"),
+    _listed(_codex("codex-http", "http", "shell", patched=True)),
+    _listed(_codex("codex-ws", "ws", "shell", patched=True)),
     _codex("codex-http-compact", "http", "shell-growing", compacted=BY_CLIENT),
     _codex("codex-http-compact-server", "http", "shell-growing", compacted=BY_SERVER),
     _codex("codex-ws-compact", "ws", "shell-growing", compacted=BY_CLIENT),
@@ -177,4 +187,5 @@ CASES = (
     ),
     _tiny(_codex("codex-http", "http", "shell"), "tiny-shell-5", 5),
     _tiny(_codex("codex-ws", "ws", "shell"), "tiny-shell-5", 5),
+    _tiny(_listed(_codex("codex-ws", "ws", "shell")), "tiny-shell-5", 5),
 )

@@ -70,6 +70,15 @@ def tiny_shell_problems(result: Json) -> Iterator[str]:
         yield f"the folder holds {quoted(result['files'])}"
 
 
+def listed_problems(result: Json, requests: list[tuple[str, str]]) -> Iterator[str]:
+    """Check that Codex asked for the list of models, and found there all that it wants to know."""
+    if not any(method == "GET" and path.startswith("/v1/models?client_version=") for method, path in requests):
+        yield "on the wire: codex did not ask for the list of models"
+    unknown = [text for text in result["warnings"] if "metadata" in text]
+    if unknown:
+        yield f"codex warned: {quoted(unknown)}"
+
+
 def target_problems(result: Json) -> Iterator[str]:
     """Check a run against a server with a model of its own choosing: tools were called, and an answer came."""
     if not result["outputs"]:

@@ -107,6 +107,8 @@ def case_problems(case: Case, setting: Setting, done: Finished, result: dict[str
     yield from result_problems(case, setting, result)
     if setting.server_log:
         yield from wire_problems(case, setting.relay)
+        if case.listed:
+            yield from checks.listed_problems(result, setting.relay.requests)
     if setting.upstream:
         yield from model_problems(case, setting.upstream, result)
 

@@ -25,6 +25,10 @@ PROMPT = """Run exactly these five shell commands, one after another, each in a 
 5. wc -l notes.txt | tee count.txt
 Then say what the last one printed."""
 
+# How it gets its key decides whether it asks for the list of models.
+KEY_BY_VARIABLE = 'env_key = "OPENLINE_API_KEY"'
+KEY_BY_COMMAND = 'auth = { command = "printenv", args = ["OPENLINE_API_KEY"] }'
+
 CONFIG = """\
 model_provider = "openline"
 check_for_update_on_startup = false
@@ -33,7 +37,7 @@ check_for_update_on_startup = false
 name = "{provider}"
 base_url = "{base_url}"
 wire_api = "responses"
-env_key = "OPENLINE_API_KEY"
+{key}
 supports_websockets = {websockets}
 
 [analytics]
@@ -41,10 +45,15 @@ enabled = false
 """
 
 
-def config(base_url: str, websockets: bool, provider: str, compact_at: int) -> str:
+def config(args: argparse.Namespace) -> str:
     """Return the text of its `config.toml`."""
-    limit = f"model_auto_compact_token_limit = {compact_at}\n" if compact_at else ""
-    return CONFIG.format(base_url=base_url, websockets=str(websockets).lower(), provider=provider, limit=limit)
+    return CONFIG.format(
+        base_url=args.base_url,
+        websockets=str(args.mode == "ws").lower(),
+        provider=args.provider,
+        limit=f"model_auto_compact_token_limit = {args.compact_at}\n" if args.compact_at else "",
+        key=KEY_BY_COMMAND if args.listed else KEY_BY_VARIABLE,
+    )
 
 
 def run(codex: str, model: str, scratch: Path, config: str) -> dict[str, Any]:
@@ -78,6 +87,7 @@ def run(codex: str, model: str, scratch: Path, config: str) -> dict[str, Any]:
         "prompt": PROMPT,
         "exit_code": done.returncode,
         "errors": [event["message"] for event in events if event.get("type") == "error"],
+        "warnings": [item["message"] for item in items if item["type"] == "error"],
         "exit_codes": [item.get("exit_code") for item in commands],
         "outputs": [item.get("aggregated_output", "") for item in commands],
         "text": messages[-1] if messages else "",
@@ -95,9 +105,9 @@ def main() -> None:
     parser.add_argument("--scratch", type=Path, required=True, help="a folder that does not exist yet")
     parser.add_argument("--provider", default="Openline", help="the provider's name")
     parser.add_argument("--compact-at", type=int, default=0, help="tokens at which it sums up; 0: its own limit")
+    parser.add_argument("--listed", action="store_true", help="have it ask for the list of models")
     args = parser.parse_args()
-    settings = config(args.base_url, args.mode == "ws", args.provider, args.compact_at)
-    result = run(args.codex, args.model, args.scratch, settings)
+    result = run(args.codex, args.model, args.scratch, config(args))
     version = subprocess.run([args.codex, "--version"], stdout=subprocess.PIPE, text=True, check=True)
     print(json.dumps({"client": version.stdout.strip(), **result}))
 

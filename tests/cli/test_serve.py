@@ -8,12 +8,14 @@ from __future__ import annotations
 import re
 import signal
 import socket
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from commands import serving
+from commands import environment, serving
 from local_engine import needs_local
 from openline.cli import app
 
@@ -84,6 +86,28 @@ def test_it_says_where_it_listens_and_ends_with_0_when_told_to(stop: signal.Sign
     assert address is not None
     assert said.count(address[1]) == 3
     assert 'model = "scripted-text"' in said
+
+
+@pytest.mark.parametrize(("key", "says"), [("", "any"), ("sk-canary", "sk-canary")])
+def test_codex_asks_for_the_list_of_models_with_a_key_that_is_taken(key: str, says: str):
+    """Its block has a command that prints the key: without one it asks for no list, and guesses a context window.
+
+    Source: openai/codex, codex-rs/models-manager/src/manager.rs, `should_refresh_models`.
+    """
+    with serving("--upstream", "scripted:", **({"OPENLINE_API_KEY": key} if key else {})) as (process, said):
+        process.terminate()
+        process.communicate(timeout=STOP_SECONDS_MAX)
+    _, _, block = said.partition("config.toml\n")
+    told = tomllib.loads(block)["model_providers"]["openline"]["auth"]
+    ran = subprocess.run(
+        [told["command"], *told["args"]],
+        env=environment(OPENLINE_API_KEY=key),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ran.stdout.strip() == says
+    assert "sk-canary" not in said
 
 
 @needs_local

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -166,20 +168,29 @@ def _print_upstream(upstream: UpstreamSettings, report: Report) -> None:
         _console.print("  Turns fail until then; /readyz tells when it answers, `openline doctor` tries everything.")
 
 
+def _saying_the_key(*, has_keys: bool) -> Sequence[str]:
+    """A command that prints a client's key, of which there is any where none is configured.
+
+    Codex asks for the list of models, and so for their context windows, only of a provider that has such a command.
+    """
+    if sys.platform == "win32":  # `echo` is no program there
+        return ("cmd", "/c", "echo %OPENLINE_API_KEY%" if has_keys else "echo any")
+    return ("printenv", "OPENLINE_API_KEY") if has_keys else ("echo", "any")
+
+
 def _print_hints(base_url: str, model: Model, config: Config) -> None:
-    key = "$OPENLINE_API_KEY" if config.keys else "any"
-    sdk = f'client = OpenAI(base_url="{base_url}", api_key="{key}")\nmodel = "{model.id}"'
+    key = 'os.environ["OPENLINE_API_KEY"]' if config.keys else '"any"'
+    sdk = f'client = OpenAI(base_url="{base_url}", api_key={key})\nmodel = "{model.id}"'
     lines = [("Python SDK", sdk)]
-    window = f"\nmodel_context_window = {model.context_window}" if model.context_window else ""
-    codex = f"""model = "{model.id}"{window}
+    command, *arguments = _saying_the_key(has_keys=bool(config.keys))
+    codex = f"""model = "{model.id}"
 model_provider = "openline"
 [model_providers.openline]
 name = "openline"
 base_url = "{base_url}"
 wire_api = "responses"
+auth = {{ command = "{command}", args = {msgspec.json.encode(arguments).decode()} }}
 supports_websockets = {"true" if config.server.websocket else "false"}"""
-    if config.keys:
-        codex += '\nenv_key = "OPENLINE_API_KEY"'
     lines.append(("Codex, ~/.codex/config.toml", codex))
     for title, text in lines:
         _console.print(f"\n[dim]{title}[/]")

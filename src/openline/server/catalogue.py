@@ -1,6 +1,6 @@
 """The lists of models that clients ask for: OpenAI's, and Codex's own beside it.
 
-Codex asks `GET /models?client_version=…` where its provider has a command for credentials, and takes
+Codex asks `GET /models?client_version=…` where its provider has a command for credentials (`auth`), and takes
 `models` as a catalogue: how much it may send, when to compact, whether to offer its patch tool. Without an
 entry it guesses a context window of 272 000 tokens. An entry has to bring the agent's instructions too, since
 Codex sends those of the entry instead of its own.
