@@ -193,6 +193,7 @@ class TestStart:
             (lambda whole: whole[:60], "ends inside its metadata"),
             (lambda whole: whole[:-1000], "the model cannot be loaded: tensor"),
             (lambda whole: whole.replace(b"llama", b"lorem"), "unknown model architecture: 'lorem'"),
+            (lambda whole: whole.replace(b"{%- for message", b"{%- fox message"), "its chat template cannot be read: "),
         ],
     )
     def test_a_file_that_cannot_be_served_is_named_with_its_reason(self, tmp_path, capfd, content, says):

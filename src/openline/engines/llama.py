@@ -29,13 +29,15 @@ _ERRORS_ONLY: Final = 1
 _STDERR: Final = 2
 _SAID_BYTES_MAX: Final = 64 * 1024
 _SAID_SECONDS_MAX: Final = 0.5
-# Of the lines about one fault, the one that says what it is: "… error loading model: …", "gguf_init_…: …".
+# Of the lines about one fault, the one that says what it is: "… error loading model: …", "gguf_init_…: …"; and what it
+# is about where the line does not tell.
 _FAULTS: Final = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"error loading model: (?!llama_model_loader: failed to load model from)(.+)",
-        r"gguf_init_from_\w+: (.+)",
-        r" E +(?:\w+ +)?[\w:() ]+: (.+)",
+    (re.compile(pattern), about)
+    for pattern, about in (
+        (r"error loading model: (?!llama_model_loader: failed to load model from)(.+)", ""),
+        (r"gguf_init_from_\w+: (.+)", ""),
+        (r"common_chat_templates_init: error: (.+)", "its chat template cannot be read: "),
+        (r" E +(?:\w+ +)?[\w:() ]+: (.+)", ""),
     )
 )
 
@@ -188,9 +190,9 @@ def _written(file: IO[bytes]) -> bytes:
 
 def _reason(said: str) -> str:
     """The one line that says what was wrong; empty if none does."""
-    for pattern in _FAULTS:
+    for pattern, about in _FAULTS:
         if found := pattern.search(said):
-            return found[1].strip().rstrip(".")
+            return about + found[1].strip().rstrip(".")
     return ""
 
 
