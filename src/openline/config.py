@@ -22,7 +22,7 @@ Count = Annotated[int, Meta(ge=1)]
 _PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*\Z"  # it stands in log lines
 EngineKind = Literal["chat", "responses", "gguf", "scripted"]
 ServerKind = Literal["generic", "vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "openai", "mistral", "groq"]
-ModelFamily = Literal["generic", "qwen", "gemma", "gpt-oss", "mistral"]
+ModelFamily = Literal["generic", "qwen", "gemma", "gpt-oss", "minimax", "mistral"]
 SystemRole = Literal["system", "developer", "user"]
 MaxTokensField = Literal["max_tokens", "max_completion_tokens"]
 ReasoningField = Literal["reasoning", "reasoning_content", ""]

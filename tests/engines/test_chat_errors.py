@@ -59,6 +59,7 @@ OVERFLOWS = {
     "Ollama": (400, error("the input length exceeds the context length")),
     "Ollama, prompt": (400, {"error": "prompt too long; exceeded max context length by 3 tokens"}),
     "LM Studio": (400, {"error": "Trying to keep the first 10136 tokens when context the overflows. However, …"}),
+    "LM Studio, kept": (400, {"error": "Cannot truncate prompt with n_keep (15028) >= n_ctx (7424)"}),
     "TGI": (
         422,
         {"error": "Input validation error: `inputs` tokens + `max_new_tokens` must be <= 4096", "error_type": "v"},

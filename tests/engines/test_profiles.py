@@ -18,6 +18,8 @@ NAMES = {
     "magistral-small": "mistral",
     "devstral": "mistral",
     "codestral-latest": "mistral",
+    "MiniMaxAI/MiniMax-M2": "minimax",
+    "minimax-m2": "minimax",
     "pixtral-12b": "mistral",
     "DeepSeek-R1-Distill-Qwen-7B": "generic",
     "llama3.3:70b": "generic",
@@ -39,7 +41,7 @@ def test_kind_and_family_go_together(kind, family):
     profile = profile_of(kind, family, overrides(UpstreamSettings()))
     for field, value in FAMILIES[family].items():
         assert getattr(profile, field) == value
-    for field in ("title", "reasoning_field", "max_tokens_field", "tool_choice", "truncates"):
+    for field in ("title", "reasoning_field", "max_tokens_field", "tool_choice", "asks_usage", "truncates"):
         assert getattr(profile, field) == getattr(KINDS[kind], field)
 
 
@@ -50,7 +52,7 @@ def test_configuration_overrules_what_was_recognised():
     assert (profile.title, profile.late_system_role, profile.reasoning_field) == ("vLLM", "developer", "")
     settings = UpstreamSettings(profile="ollama", family="mistral")
     profile = profile_of("vllm", "qwen3", overrides(settings))
-    assert (profile.title, profile.short_call_ids, profile.truncates) == ("Ollama", True, True)
+    assert (profile.title, profile.short_call_ids, bool(profile.truncates)) == ("Ollama", True, True)
 
 
 def test_forms_differ_where_bytes_may():

@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import web
 
+TOO_LONG = "This is too long."
 STREAMS = Path(__file__).parent.parent / "engines" / "quirks"
 
 Body = dict[str, Any]
@@ -36,6 +37,12 @@ def system_leads(body: Body) -> str | None:
     """Qwen's template: vllm-project/vllm#41114, ggml-org/llama.cpp#20215."""
     late = any(message["role"] in {"system", "developer"} for message in body["messages"][1:])
     return "System message must be at the beginning." if late else None
+
+
+def no_developer(body: Body) -> str | None:
+    """Most templates: vllm-project/vllm#42407. Others skip what they do not know: sgl-project/sglang#40082."""
+    known = {"system", "user", "assistant", "tool"}
+    return None if {message["role"] for message in body["messages"]} <= known else "Unexpected message role."
 
 
 def roles_alternate(body: Body) -> str | None:
@@ -89,6 +96,13 @@ def reasoning_comes_back(body: Body) -> str | None:
     """DeepSeek's thinking mode: QwenLM/qwen-code#3637."""
     if any("tool_calls" in message and "reasoning_content" not in message for message in body["messages"]):
         return "The `reasoning_content` in the thinking mode must be passed back to the API."
+    return None
+
+
+def no_stream_options(body: Body) -> str | None:
+    """Mistral's API: openai/openai-agents-python#442."""
+    if "stream_options" in body:
+        return '[{"type": "extra_forbidden", "loc": ["body", "stream_options", "include_usage"], "msg": "Extra inputs are not permitted"}]'
     return None
 
 
@@ -175,7 +189,10 @@ def _text(content: Any) -> str:
 
 @dataclass
 class Quirky:
-    """One server: refuses by its manners, else sends its streams in turn, and keeps what it saw."""
+    """One server: refuses by its manners, else sends its streams in turn, and keeps what it saw.
+
+    A conversation that ends in `TOO_LONG` gets its `refusal`, a status and a body; with 200 inside the stream.
+    """
 
     streams: list[bytes]
     manners: Sequence[Manner] = ()
@@ -184,6 +201,7 @@ class Quirky:
     seen: list[Seen] = field(default_factory=list)
     bodies: list[Body] = field(default_factory=list)
     server: str = ""
+    refusal: tuple[int, Body] | None = None
     asked: list[str] = field(default_factory=list)
 
     async def complete(self, request: web.Request) -> web.Response:
@@ -193,6 +211,12 @@ class Quirky:
             words = manner(body)
             if words is not None:
                 return web.json_response({"error": {"message": words, "type": "BadRequestError"}}, status=400)
+        if self.refusal is not None and body["messages"][-1]["content"] == TOO_LONG:
+            status, answer = self.refusal
+            if status != 200:
+                return web.json_response(answer, status=status)
+            event = f"event: error\ndata: {json.dumps(answer)}\n\n"
+            return web.Response(text=event, content_type="text/event-stream")
         self.seen.append(self.reading.see(body))
         stream = self.streams[min(len(self.seen), len(self.streams)) - 1]
         return web.Response(body=stream, content_type="text/event-stream")

@@ -16,6 +16,7 @@ import pytest
 from openline.config import UpstreamSettings
 from openline.engines.chat import ChatEngine
 from server.quirky import (
+    TOO_LONG,
     Quirky,
     Reading,
     Seen,
@@ -23,8 +24,10 @@ from server.quirky import (
     ids_have_nine_characters,
     images_of_users_only,
     listening,
+    no_developer,
     no_max_tokens,
     no_reasoning,
+    no_stream_options,
     no_user_after_tool,
     reasoning_comes_back,
     roles_alternate,
@@ -135,6 +138,25 @@ CASES = {
         asked={"instructions": "You help."},
         then=LATE,
     ),
+    "MiniMax drops a late system message": Case(
+        "vllm_text",
+        "smg-project/smg#1796, vllm-project/vllm#43590",
+        sees_text("user", "Be brief."),
+        needs={"family": "minimax"},
+        model="MiniMaxAI/MiniMax-M2",
+        reading=Reading(skips_late_system=True),
+        asked={"instructions": "You help."},
+        then=LATE,
+    ),
+    "templates know no developer": Case(
+        "vllm_text",
+        "vllm-project/vllm#42407, sgl-project/sglang#40082, ai-dynamo/dynamo#10206",
+        sees_text("system", "You help.\n\nBe kind."),
+        manners=(no_developer, system_leads),
+        asked={"instructions": "You help."},
+        first=[developer("Be kind."), user("Look.")],
+        then=[user("And now?")],
+    ),
     "Gemma wants roles to alternate": Case(
         "llamacpp_text",
         "suitenumerique/conversations#197",
@@ -176,6 +198,19 @@ CASES = {
     ),
     "calls without ids, each in one chunk, ended by stop, without usage": Case(
         "no_ids", "ml-explore/mlx-lm#1375, Blaizzy/mlx-vlm#990", sees_pairs, asked=TOOLS, says=['{"n":1}', '{"n":2}']
+    ),
+    "calls without ids or indices": Case(
+        "no_ids_no_index", "ml-explore/mlx-lm#1375", sees_pairs, asked=TOOLS, says=['{"n":1}', '{"n":2}']
+    ),
+    "SGLang numbers calls by their tools' places, then as they come": Case(
+        "sglang_tool_positions", "sgl-project/sglang#6310", sees_pairs, asked=TOOLS, says=["{}", '{"n": 1}']
+    ),
+    "SGLang gives two calls of one tool one index": Case(
+        "sglang_one_tool_twice",
+        "sgl-project/sglang#38198, sgl-project/sglang#25073",
+        sees_pairs,
+        asked=TOOLS,
+        says=['{"n": 1}', '{"n": 2}'],
     ),
     "vLLM ends a forced call by stop": Case(
         "vllm_forced_call",
@@ -227,6 +262,15 @@ CASES = {
         manners=(no_reasoning,),
         asked=TOOLS,
         says=["I should look.", '{"n": 1}'],
+    ),
+    "Mistral's API counts tokens unasked": Case(
+        "mistral_calls",
+        "openai/openai-agents-python#442, TabbyML/tabby#4082",
+        sees_pairs,
+        needs={"profile": "mistral"},
+        manners=(no_stream_options,),
+        asked=TOOLS,
+        says=['{"n": 1}'],
     ),
     "images are taken from users only": Case(
         "vllm_forced_call",
@@ -358,6 +402,49 @@ async def test_vllm_without_its_tool_flags_names_them(tmp_path):
         assert (await server.post(model="local")).status == 200
 
 
+# Each server's own words, in the way in which it says them.
+OVERFLOWS = {
+    "vLLM": (
+        "vllm",
+        400,
+        "This model's maximum context length is 4096 tokens. However, your request has 9000 input tokens.",
+    ),
+    "SGLang": ("sglang", 400, "The input (9000 tokens) is longer than the model's context length (4096 tokens)."),
+    "llama.cpp": (
+        "llama.cpp",
+        400,
+        "request (9000 tokens) exceeds the available context size (4096 tokens), try increasing it",
+    ),
+    "Ollama": ("ollama", 400, "the input length exceeds the context length"),
+    "LM Studio": ("lmstudio", 400, "Cannot truncate prompt with n_keep (9000) >= n_ctx (4096)"),
+    "LM Studio, in its stream": (
+        "lmstudio",
+        200,
+        "Trying to keep the first 9000 tokens when context the overflows. However, the model is loaded with less.",
+    ),
+    "OpenAI": ("openai", 400, "Your input exceeds the context window of this model. Please adjust your input."),
+    "Mistral": ("mistral", 400, "Prompt contains 9000 tokens, too large for model with 4096 maximum context length"),
+    "Groq": ("groq", 413, "Please reduce the length of the messages or completion."),
+}
+
+
+@pytest.mark.parametrize("name", OVERFLOWS)
+async def test_overflow_has_one_code_whatever_the_server_says(tmp_path, name):
+    """Clients compact at it; the connection goes on with the compacted conversation.
+
+    Source: `upstream_errors.py`, `_OVERFLOW`; lmstudio-ai/lmstudio-bug-tracker#2322, #546;
+    anomalyco/opencode#11141.
+    """
+    profile, status, words = OVERFLOWS[name]
+    quirky = Quirky(streams("vllm_text"), refusal=(status, {"error": {"message": words}}))
+    async with served(tmp_path, quirky, profile=profile) as server, server.connect() as line:
+        first = await line.completed(model="local", input="Hello.", store=False)
+        last = (await line.turn(model="local", input=TOO_LONG, previous_response_id=first["id"], store=False))[-1]
+        error = last["response"]["error"] if last["type"] == "response.failed" else last["error"]
+        assert error["code"] == "context_length_exceeded"
+        assert await line.completed(model="local", input="In short.", store=False)
+
+
 LONG = " ".join(f"{number} bottles of beer on the wall." for number in range(3000))
 LISTED = {"object": "list", "data": [{"id": "qwen3-coder:30b", "object": "model", "owned_by": "library"}]}
 
@@ -379,6 +466,25 @@ class TestSilentCut:
             assert last["type"] == "response.failed"
             assert last["response"]["error"]["code"] == "context_length_exceeded"
             assert "OLLAMA_CONTEXT_LENGTH" in last["response"]["error"]["message"]
+
+    async def test_turn_fails_where_lm_studio_answers_nothing(self, tmp_path):
+        """It sends a whole stream without a word, and counts more tokens than it has room for.
+
+        Source: lmstudio-ai/lmstudio-bug-tracker#2339.
+        """
+        row = {"id": "qwen3-coder", "type": "llm", "arch": "qwen3moe", "loaded_context_length": 32768}
+        routes = {"/v1/models": {"data": [{"id": "qwen3-coder"}]}, "/api/v0/models": {"data": [row]}}
+        async with served(tmp_path, Quirky(streams("lmstudio_silent"), routes=routes), profile="lmstudio") as server:
+            await server.get("/v1/models")  # from here on the window is known
+            async with server.connect() as line:
+                last = (await line.turn(model="qwen3-coder"))[-1]
+            assert last["response"]["error"]["code"] == "context_length_exceeded"
+            assert "the context length with which the model is loaded" in last["response"]["error"]["message"]
+
+    async def test_an_answer_of_nothing_is_one_where_there_was_room(self, tmp_path):
+        """Models do say nothing at times."""
+        async with served(tmp_path, Quirky(streams("lmstudio_silent")), profile="lmstudio") as server:
+            assert (await server.post(model="qwen3-coder")).json["output"] == []
 
     async def test_generic_profile_takes_the_answer(self, tmp_path):
         """Without the profile the answer to half a conversation counts."""

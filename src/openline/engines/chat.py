@@ -60,7 +60,7 @@ class ChatEngine:
         encoded = encode_request(request, profile, prefills=self._settings.prefills)
         for dropped in encoded.dropped_tools:
             self._warn_once(dropped)
-        window = Window(model.context_window) if profile.truncates else None
+        window = Window(model.context_window, profile.truncates) if profile.truncates else None
         return ChatGeneration(self._upstream, encoded, window, None if self._settings.profile else self._inquiry)
 
     async def count_tokens(self, request: EngineRequest) -> int:
@@ -117,6 +117,7 @@ class ChatGeneration:
         self._upstream = upstream
         self._window = window
         self._tokens_read = 0
+        self._said = False
         self._names = request.names
         self.body = request.body
         self.dropped_tools = request.dropped_tools
@@ -139,7 +140,7 @@ class ChatGeneration:
                 out: list[Delta] = []
                 fault = self._feed(deltas, batch, out)
                 if self._window is not None:
-                    self._tokens_read = next((d.input_tokens for d in out if isinstance(d, Usage)), self._tokens_read)
+                    self._note(out)
                 if out or not batch:
                     yield out
                 if fault is not None:
@@ -152,11 +153,20 @@ class ChatGeneration:
         self._require_uncut()
         yield last
 
+    def _note(self, deltas: Sequence[Delta]) -> None:
+        for delta in deltas:
+            if isinstance(delta, Usage):
+                self._tokens_read = delta.input_tokens
+            else:
+                self._said = True
+
     def _require_uncut(self) -> None:
         if self._window is None:
             return
-        tokens_read = self._tokens_read
-        cut = self._window.cut(self.body, tokens_read, self._upstream.label)
+        tokens_read, label = self._tokens_read, self._upstream.label
+        cut = self._window.cut(self.body, tokens_read, label)
+        if cut is None and not self._said:
+            cut = self._window.silenced(tokens_read, label)
         if cut is not None:
             logger.warning("%s", cut.message)
             raise cut
@@ -164,7 +174,7 @@ class ChatGeneration:
             message = (
                 "upstream %s read %d tokens, nearly its whole context window of %s: it cuts silently what comes above"
             )
-            logger.warning(message, self._upstream.label, tokens_read, self._window.tokens)
+            logger.warning(message, label, tokens_read, self._window.tokens)
 
     def _feed(self, deltas: ChatDeltas, batch: Sequence[bytes], out: list[Delta]) -> ProtocolError | None:
         """Map a batch; what came before a fault in it still goes out."""

@@ -80,6 +80,7 @@ class Calls:
         self._new_call_id = new_call_id
         self._by_index: dict[int, _Call] = {}
         self._last: _Call | None = None
+        self._misnumbered = False
         self._waiting: list[_Call] = []  # the open call, and behind it those that wait for it, by index
         self.seen = False
 
@@ -124,6 +125,8 @@ class Calls:
 
     def _call_of(self, fragment: CallFragment, position: int | None) -> _Call:
         """The call that a fragment belongs to: by its index, else its id, else its place."""
+        if (last := self._last) is not None and self._continues(last, fragment):
+            return last
         index = fragment.index
         if index is None:
             index = self._index_without_one(fragment, position)
@@ -136,6 +139,17 @@ class Calls:
             self._enqueue(call)
         self._last = call
         return call
+
+    def _continues(self, last: _Call, fragment: CallFragment) -> bool:
+        """Whether a fragment goes on with the last call, although its index says another.
+
+        SGLang numbers a call's beginning by its tool's place among the tools, and what follows by the call's own
+        (sgl-project/sglang#6310). So nothing begins with a fragment that names neither itself nor its tool.
+        """
+        if _named(fragment) or fragment.id not in {None, "", last.call_id}:
+            return False
+        self._misnumbered = self._misnumbered or not (fragment.index is None or fragment.index in self._by_index)
+        return self._misnumbered
 
     def _index_without_one(self, fragment: CallFragment, position: int | None) -> int:
         following = max(self._by_index, default=-1) + 1

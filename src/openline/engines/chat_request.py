@@ -66,7 +66,8 @@ def encode_request(request: EngineRequest, profile: Profile, *, prefills: bool) 
     if not create.generates:
         given[profile.max_tokens_field] = 1  # a prefill, which no server does without a token behind it
     given["stream"] = True
-    given["stream_options"] = {"include_usage": True}
+    if profile.asks_usage:
+        given["stream_options"] = {"include_usage": True}
     model = _encoder.encode(request.model)
     body = b'{"model":%b,"messages":[%b],%b' % (model, messages, _encoder.encode(given)[1:])
     names = {tool.chat_name: tool.origin for tool in tools}

@@ -2,9 +2,10 @@
 
 Ollama drops what does not fit its context window and answers from the rest, with 200 and a
 `prompt_tokens` of what is left. An agent whose instructions were cut away acts on nothing it
-was told, so the turn fails as `context_length_exceeded` where the cut is certain.
+was told, so the turn fails as `context_length_exceeded` where the cut is certain. LM Studio answers
+nothing at all, with 200 too.
 
-Source: openai/codex#2293; ollama/ollama#17889.
+Source: openai/codex#2293; ollama/ollama#17889; lmstudio-ai/lmstudio-bug-tracker#2339.
 """
 
 from __future__ import annotations
@@ -20,10 +21,6 @@ from openline.protocol.errors import ProtocolError
 # fewer. Only runs of one character have more, and these count as one.
 CHARS_PER_TOKEN_MAX: Final = 6
 _RUN: Final = re.compile(r"(.)\1{3,}", re.DOTALL)
-_REMEDY: Final = (
-    "Give it a larger one: OLLAMA_CONTEXT_LENGTH=64000 in the environment of `ollama serve`, or num_ctx in the"
-    " model's Modelfile. Or shorten or compact the conversation."
-)
 
 
 class _Function(msgspec.Struct, frozen=True):
@@ -55,16 +52,18 @@ class Window(msgspec.Struct, frozen=True):
 
     Attributes:
         tokens: its size; None if it is not known.
+        remedy: how the upstream gets a larger one.
     """
 
     tokens: int | None
+    remedy: str
 
     def overflow(self, body: bytes, label: str) -> ProtocolError | None:
         """The error for a request that cannot fit, before it is sent."""
         if self.tokens is None or not exceeds(body, self.tokens):
             return None
         message = f"Upstream '{label}' has a context window of {self.tokens} tokens, and this conversation is longer."
-        return ProtocolError("context_length_exceeded", f"{message} {_REMEDY}", param="input")
+        return self._error(message)
 
     def cut(self, body: bytes, tokens_read: int, label: str) -> ProtocolError | None:
         """The error for a request of which the upstream counts fewer tokens than it can have had."""
@@ -72,11 +71,24 @@ class Window(msgspec.Struct, frozen=True):
             return None
         size = f" (its context window is {self.tokens} tokens)" if self.tokens else ""
         message = f"Upstream '{label}' read the last {tokens_read} tokens of the conversation only{size}."
-        return ProtocolError("context_length_exceeded", f"{message} {_REMEDY}", param="input")
+        return self._error(message)
+
+    def silenced(self, tokens_read: int, label: str) -> ProtocolError | None:
+        """The error for an answer of nothing, where no room for one was left."""
+        if not self.is_nearly_full(tokens_read):
+            return None
+        message = (
+            f"Upstream '{label}' answered nothing to {tokens_read} tokens; its context window is {self.tokens} tokens."
+        )
+        return self._error(message)
 
     def is_nearly_full(self, tokens_read: int) -> bool:
         """Whether the next turn may be cut without a sign."""
         return self.tokens is not None and tokens_read * 10 >= self.tokens * 9
+
+    def _error(self, message: str) -> ProtocolError:
+        remedy = f"Give it a larger one: {self.remedy}. Or shorten or compact the conversation."
+        return ProtocolError("context_length_exceeded", f"{message} {remedy}", param="input")
 
 
 def exceeds(body: bytes, tokens: int) -> bool:

@@ -32,8 +32,9 @@ class Profile(msgspec.Struct, frozen=True):
         short_call_ids: call ids are sent as nine letters and digits.
         reasoning_field: the name under which it reads an assistant's earlier reasoning; empty if it takes none.
         max_tokens_field: the name it knows `max_output_tokens` by.
+        asks_usage: it counts tokens when `stream_options` asks for it, and does not refuse that.
         tool_choice: which of its forms work: any, the modes without a named tool, or none of them.
-        truncates: what does not fit its context window is cut away silently.
+        truncates: if what does not fit its context window is cut away silently, how it gets a larger one; else empty.
     """
 
     title: str = "a Chat Completions server"
@@ -43,8 +44,9 @@ class Profile(msgspec.Struct, frozen=True):
     short_call_ids: bool = False
     reasoning_field: ReasoningField = "reasoning_content"
     max_tokens_field: MaxTokensField = "max_tokens"
+    asks_usage: bool = True
     tool_choice: Literal["any", "modes", "none"] = "any"
-    truncates: bool = False
+    truncates: str = ""
 
     @property
     def form(self) -> str:
@@ -64,13 +66,22 @@ KINDS: Final[Mapping[ServerKind, Profile]] = {
     "llama.cpp": Profile("llama.cpp", tool_choice="modes"),
     # openai/openai.go: messages have `reasoning`, requests have no `tool_choice` (ollama/ollama#8421, #17921).
     # What does not fit is cut: openai/codex#2293, ollama/ollama#17889.
-    "ollama": Profile("Ollama", reasoning_field="reasoning", tool_choice="none", truncates=True),
+    "ollama": Profile(
+        "Ollama",
+        reasoning_field="reasoning",
+        tool_choice="none",
+        truncates="OLLAMA_CONTEXT_LENGTH=64000 in the environment of `ollama serve`, or num_ctx in the model's Modelfile",
+    ),
     # "Invalid tool_choice type: 'object'": lmstudio-ai/lmstudio-bug-tracker#670.
-    "lmstudio": Profile("LM Studio", tool_choice="modes"),
+    # What does not fit is answered by nothing, or by garbage: lmstudio-ai/lmstudio-bug-tracker#2339, #1806.
+    "lmstudio": Profile(
+        "LM Studio", tool_choice="modes", truncates="the context length with which the model is loaded"
+    ),
     # Unknown fields of a message are refused; `max_tokens` is, by its reasoning models.
     "openai": Profile("OpenAI", reasoning_field="", max_tokens_field="max_completion_tokens"),
-    # "Extra inputs are not permitted": charmbracelet/crush#1590, BerriAI/litellm#30835.
-    "mistral": Profile("Mistral", reasoning_field=""),
+    # "Extra inputs are not permitted": charmbracelet/crush#1590, BerriAI/litellm#30835; of `stream_options`:
+    # openai/openai-agents-python#442, TabbyML/tabby#4082. It counts unasked.
+    "mistral": Profile("Mistral", reasoning_field="", asks_usage=False),
     # "property 'reasoning_content' is unsupported": tashfeenahmed/freellmapi#1070, vercel/ai#8057.
     "groq": Profile("Groq", reasoning_field=""),
 }
@@ -84,6 +95,9 @@ FAMILIES: Final[Mapping[str, Mapping[str, Any]]] = {
     # The template reads the first system message and skips later ones: sgl-project/sglang#13167,
     # lmstudio-ai/lmstudio-bug-tracker#2264.
     "gpt-oss": {"late_system_role": "user"},
+    # The template takes messages[0] alone for a system message and drops later ones (smg-project/smg#1796,
+    # vllm-project/vllm#43590); its own API refuses a second one (can1357/oh-my-pi#954).
+    "minimax": {"late_system_role": "user"},
     # "Tool call id was … but must be a-z, A-Z, 0-9, with a length of 9": vllm-project/vllm#9019.
     # "Unexpected role 'user' after role 'tool'": zed-industries/zed#37021; "conversation roles must alternate":
     # charmbracelet/crush#279.
@@ -96,6 +110,7 @@ _NAMES: Final = (
     # DeepSeek's distillations carry their base's name, but its own template.
     ("generic", re.compile(r"deepseek", re.IGNORECASE)),
     ("mistral", re.compile(r"(?:mist|mixt|minist|magist|devst|codest|pixt)ral", re.IGNORECASE)),
+    ("minimax", re.compile(r"minimax", re.IGNORECASE)),
     ("gemma", re.compile(r"gemma", re.IGNORECASE)),
     ("qwen", re.compile(r"qwen|qwq|qvq", re.IGNORECASE)),
 )

@@ -26,7 +26,7 @@ _OVERFLOW: Final = re.compile(
     r"|exceed\w*\W+(?:\w+\W+){0,6}?context (?:size|length|window)|context (?:size|length|window)\W+(?:\w+\W+){0,3}?exceeded"
     r"|context length (?:is|of) only|maximum input length"
     r"|(?:longer|greater) than the (?:model'?s )?context (?:length|window)|exceeded max context length"
-    r"|when (?:the )?context (?:the )?overflows|reached context length"
+    r"|when (?:the )?context (?:the )?overflows|reached context length|n_keep \(\d+\) >=? n_ctx"
     r"|`inputs` (?:tokens|must have less)"
     r"|prompt is too long|input is too long|reduce the length of (?:the|your) (?:messages|prompt|input)"
     r"|input token count\W.{0,40}exceeds the maximum"
