@@ -119,6 +119,7 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         warmup: whether `generate: false` sends the prefix there in the background, with one token of output,
             to fill its cache; `auto` does so on this machine only, where nobody is paid for it.
         context_tokens: for `gguf`: the context that its slots share, but never more than the model was trained with.
+            Turns that do not fit in it together run one after another.
         slots: for `gguf`: how many conversations stay in its KV cache, and how many turns run at once.
         gpu_layers: for `gguf`: how many layers go to the GPU; -1 is as many as fit.
     """

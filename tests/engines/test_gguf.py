@@ -127,6 +127,25 @@ class TestEngine:
         answers = await asyncio.gather(*(ask(engine, f"{number}", max_output_tokens=4) for number in range(5)))
         assert [answered.usage.output_tokens for answered in answers] == [4] * 5
 
+    async def test_turns_that_fit_only_one_by_one_run_so(self, open_gguf):
+        """Their slots share the context; llama.cpp would fail both, as too long.
+
+        Source: llama.cpp, tools/server/server-context.cpp, "Context size has been exceeded."
+        """
+        engine = open_gguf(slots=2, context_tokens=2048)
+        answers = await asyncio.gather(*(ask(engine, name * 2600, max_output_tokens=4) for name in "ab"))
+        assert all(1024 < answered.tokens < 2048 for answered in answers)
+
+    async def test_answers_that_outgrow_the_context_together_are_told_from_one_that_is_too_long(self, open_gguf):
+        """The client is not to compact a conversation that would fit alone."""
+        engine = open_gguf(slots=2, context_tokens=2048)
+        words = {"type": "array", "items": {"type": "string", "pattern": "^[a-z]{30}$"}, "minItems": 64}
+        text = {"format": {"type": "json_schema", "name": "words", "schema": words}}
+        answers = await asyncio.gather(*(ask(engine, name * 500, text=text) for name in "ab"), return_exceptions=True)
+        failed = [error for error in answers if isinstance(error, ProtocolError)]
+        assert {error.code for error in failed} == {"server_is_overloaded"}
+        assert "`context_tokens`" in failed[0].message
+
     async def test_a_turn_that_nobody_reads_stops(self, open_gguf):
         """Its slot is free for the next one."""
         engine = open_gguf(slots=1)

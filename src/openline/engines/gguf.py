@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from openline.engines.chat import ChatEngine, ChatGeneration
 from openline.engines.engine import EngineRequest, Generation, Model
 from openline.engines.gguf_header import BadGguf, Header, read_header
 from openline.engines.llama import Llama, LlamaFailed, NotInstalled, Options
+from openline.engines.room import Room
 from openline.engines.slots import Slots, Wanted, wanted
 from openline.protocol.deltas import CallStarted, Delta
 from openline.protocol.errors import ProtocolError
@@ -68,6 +70,7 @@ class GgufEngine:
         self._slots = Slots(settings.slots)
         self._loaded: tuple[Llama, ChatEngine] | None = None
         self._header = self._read_header()
+        self._room = Room(self._window)
 
     def __repr__(self) -> str:
         return f"<GgufEngine {self.name} {self._loaded[0] if self._loaded else 'not loaded'} {self._slots!r}>"
@@ -108,7 +111,9 @@ class GgufEngine:
         Raises:
             ProtocolError: something in it has no form there, or the model cannot be loaded.
         """
-        return _SlotGeneration(self._chat().prepare(request), self._slots, wanted(request), calls=calls)
+        chat = self._chat()
+        count = partial(chat.count_tokens, request)
+        return _SlotGeneration(chat.prepare(request), self._slots, wanted(request), self._room, count, calls=calls)
 
     async def count_tokens(self, request: EngineRequest) -> int:
         """What llama.cpp counts.
@@ -126,8 +131,7 @@ class GgufEngine:
         """
         if self._loaded is not None:
             return await self._loaded[1].models()
-        window = min(self._settings.context_tokens, self._header.context_tokens or self._settings.context_tokens)
-        return [Model(self._path.stem, context_window=window, known_as=self._header.architecture)]
+        return [Model(self._path.stem, context_window=self._window, known_as=self._header.architecture)]
 
     async def close(self) -> None:
         """Stop it and free the model."""
@@ -136,6 +140,12 @@ class GgufEngine:
             self._loaded = None
             await chat.close()
             llama.stop()
+
+    @property
+    def _window(self) -> int:
+        """The tokens of context that llama.cpp will have."""
+        wanted_tokens = self._settings.context_tokens
+        return min(wanted_tokens, self._header.context_tokens or wanted_tokens)
 
     def _chat(self) -> ChatEngine:
         try:
@@ -162,18 +172,34 @@ class GgufEngine:
 
 
 class _SlotGeneration:
-    """A generation that runs on a slot of its own, where one is free."""
+    """A generation that runs when there is room for it, on a slot of its own where one is free."""
 
-    def __init__(self, chat: ChatGeneration, slots: Slots, turn: Wanted, *, calls: bool) -> None:
+    def __init__(
+        self,
+        chat: ChatGeneration,
+        slots: Slots,
+        turn: Wanted,
+        room: Room,
+        count: Callable[[], Awaitable[int]],
+        *,
+        calls: bool,
+    ) -> None:
         self._chat = chat
         self._slots = slots
         self._turn = turn
+        self._room = room
+        self._count = count
         self._calls = calls
         self.dropped_tools = chat.dropped_tools
         self.prefills = chat.prefills
 
     async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
         """As `Generation`."""
+        async with self._room.hold(self._count), aclosing(self._on_slot()) as batches:
+            async for batch in batches:
+                yield batch
+
+    async def _on_slot(self) -> AsyncGenerator[Sequence[Delta], None]:
         now = asyncio.get_running_loop().time
         slot = self._slots.take(self._turn, now())
         if slot is not None:
