@@ -19,7 +19,7 @@ from rich.console import Console
 from commands import environment
 from local_engine import needs_local
 from openline.cli.checks import Report, examine, look
-from openline.cli.doctor import table
+from openline.cli.findings import table
 from openline.config import UpstreamSettings
 
 PIECES = [f"{number} " for number in range(1, 13)]

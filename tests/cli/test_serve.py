@@ -120,6 +120,18 @@ def test_a_model_in_this_process_ends_with_it(stop: signal.Signals, tmp_path: Pa
     assert (process.returncode, errors) == (0, "")
     assert "behind it: tiny (gguf, llama.cpp)" in said
     assert 'model = "tiny-shell-5"' in said
+    assert "`openline doctor` tries turns too" in said
+
+
+@needs_local
+def test_upstreams_are_tried_first_if_asked_for(tmp_path: Path):
+    """With `--check` the table has what turns showed as well: calls, reasoning, the prefix cache."""
+    with serving("--check", "--upstream", "gguf:tiny", XDG_CACHE_HOME=str(tmp_path)) as (process, said):
+        process.terminate()
+        process.communicate(timeout=STOP_SECONDS_MAX)
+    assert process.returncode == 0
+    for check in ("reachable", "context window", "streaming", "tool call", "parallel calls", "prefix cache"):
+        assert re.search(rf"^ +[✓!] +{check}  ", said, re.MULTILINE), said
 
 
 def test_a_dead_upstream_does_not_keep_it_from_starting():
@@ -133,3 +145,4 @@ def test_a_dead_upstream_does_not_keep_it_from_starting():
     assert process.returncode == 0
     assert "listens on" in said
     assert f"at {dead}" in said
+    assert re.search(r"✗ +reachable +.*\n.*\n +→ Start it", said)

@@ -171,7 +171,7 @@ async def _reach(engine: Engine, report: Report, model_id: str | None) -> Model 
     except ProtocolError as error:
         report.add("reachable", "bad", error.message, _remedy_of(error))
         return None
-    report.add("reachable", "ok", "It answers.")
+    report.add("reachable", "ok", "Its file is there." if report.runs_here else "It answers.")
     names = ", ".join(model.id for model in report.models[:5]) + (", …" if len(report.models) > 5 else "")
     if not report.models:
         report.add("models", "warn", "It lists none.", "Load or pull a model, or name one with --model.")

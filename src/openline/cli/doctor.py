@@ -10,18 +10,16 @@ from typing import Annotated
 
 import msgspec
 import typer
-from rich import box
-from rich.console import Console, Group
-from rich.table import Table
+from rich.console import Console
 from rich.text import Text
 
-from openline.cli.checks import Finding, Report, examine
+from openline.cli.checks import Report, examine
+from openline.cli.findings import table
 from openline.config import ConfigError, UpstreamSettings, load
 from openline.engines.opening import find_local_upstream
 
 _console = Console(highlight=False)
 _errors = Console(stderr=True, highlight=False, soft_wrap=True)
-_MARKS = {"ok": ("✓", "green"), "warn": ("!", "yellow"), "bad": ("✗", "bold red")}
 
 
 def doctor(
@@ -66,32 +64,3 @@ def _found() -> tuple[UpstreamSettings, ...]:
 async def _examine(settings: tuple[UpstreamSettings, ...], model: str | None) -> list[Report]:
     """One after another, as they may share a machine whose times are measured."""
     return [await examine(each, model) for each in settings]
-
-
-def table(report: Report) -> Group:
-    """What was found of an upstream; a remedy stands under what it is for."""
-    rows = Table(box=box.SIMPLE_HEAD, show_header=False, pad_edge=False, padding=(0, 1))
-    rows.add_column(width=1)
-    rows.add_column(no_wrap=True, style="bold")
-    rows.add_column(ratio=1)
-    for finding in report.findings:
-        mark, style = _MARKS[finding.level]
-        rows.add_row(Text(mark, style), finding.check, _words(finding))
-    where = f" at {report.url}" if report.url not in {"", report.upstream} else ""
-    title = Text.assemble((report.upstream, "bold"), where, f", model {report.tried}" if report.tried else "")
-    wrong = sum(finding.level == "bad" for finding in report.findings)
-    odd = sum(finding.level == "warn" for finding in report.findings)
-    return Group(Text(), title, rows, Text(_sum_of(wrong, odd), "red" if wrong else "green"))
-
-
-def _words(finding: Finding) -> Text:
-    words = Text(finding.says)
-    if finding.remedy:
-        words.append(f"\n→ {finding.remedy}", "dim" if finding.level == "ok" else "cyan")
-    return words
-
-
-def _sum_of(wrong: int, odd: int) -> str:
-    if wrong:
-        return f"Turns will fail: {wrong} found that must be set right."
-    return f"Turns work; {odd} worth knowing." if odd else "Everything works."

@@ -15,8 +15,10 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 
-from openline.cli.checks import Report, look
+from openline.cli.checks import Report, examine, look
+from openline.cli.findings import rows
 from openline.config import Config, ConfigError, UpstreamSettings, load
 from openline.engines.engine import Model
 from openline.engines.opening import USUAL_PORTS, find_local_upstream
@@ -71,6 +73,9 @@ def serve(
     config: Annotated[Path | None, typer.Option(help="A configuration file in TOML.", envvar="OPENLINE_CONFIG")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="A certificate chain in PEM; with --tls-key.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="The certificate's key in PEM.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Try the upstreams first, as `openline doctor` does; it takes some turns.")
+    ] = False,
     log_level: Annotated[
         str, typer.Option(help="debug, info, warning or error.", envvar="OPENLINE_LOG_LEVEL")
     ] = "info",
@@ -86,7 +91,7 @@ def serve(
     }
     try:
         _start_logging(log_level)
-        _serve(load(config, os.environ, flags))
+        _serve(load(config, os.environ, flags), check=check)
     except ConfigError as error:
         _errors.print(f"[bold red]openline:[/] {escape(str(error))}")
         raise typer.Exit(2) from None
@@ -95,11 +100,11 @@ def serve(
 serve.__doc__ = f"{serve.__doc__}\n\n{EXAMPLES}"
 
 
-def _serve(config: Config) -> None:
+def _serve(config: Config, *, check: bool) -> None:
     if not config.upstreams:
         config = _with_found_upstream(config)
     with bind(config) as listening:
-        reports = asyncio.run(_look(config.upstreams))
+        reports = asyncio.run(_examine(config.upstreams) if check else _look(config.upstreams))
         run(config, listening, lambda: _print_started(config, listening, reports))
 
 
@@ -121,6 +126,11 @@ def _with_found_upstream(config: Config) -> Config:
         name, upstream = found
         _console.print(f"Found a model server at {upstream.url}, where {name} usually listens.")
     return msgspec.structs.replace(config, upstreams=(upstream,))
+
+
+async def _examine(upstreams: tuple[UpstreamSettings, ...]) -> list[Report]:
+    """What they do when they are tried, one after another, as they may share a machine whose times are measured."""
+    return [await examine(each) for each in upstreams]
 
 
 async def _look(upstreams: tuple[UpstreamSettings, ...]) -> list[Report]:
@@ -153,19 +163,18 @@ def _print_started(config: Config, listening: socket.socket, reports: list[Repor
 
 
 def _print_upstream(upstream: UpstreamSettings, report: Report) -> None:
-    """What stands behind, and of what was found only what is wrong or worth knowing."""
+    """What stands behind, what may be asked of it, and what was found."""
     where = f" at {upstream.url}" if upstream.url not in {"", upstream.label} else ""
     kind = f", {KINDS[report.kind].title}" if report.kind != "generic" else ""
     _console.print(f"  behind it: [bold]{escape(upstream.label)}[/] ({upstream.kind}{escape(where)}{kind})")
-    names = ", ".join(model.id for model in offered(upstream, report.models)[:8])
-    _console.print(f"  models: {escape(names or 'not known yet')}")
-    for finding in report.findings:
-        if finding.level != "ok":
-            color = "red" if finding.level == "bad" else "yellow"
-            remedy = f" {finding.remedy}" if finding.remedy else ""
-            _console.print(f"  [{color}]{finding.check}[/]: {escape(finding.says + remedy)}")
+    may_be_asked = offered(upstream, report.models)
+    if may_be_asked != report.models:
+        _console.print(f"  offered: {escape(', '.join(model.id for model in may_be_asked[:8]))}")
+    _console.print(Padding(rows(report), (0, 0, 0, 2)), soft_wrap=False)
     if not report.is_good:
-        _console.print("  Turns fail until then; /readyz tells when it answers, `openline doctor` tries everything.")
+        _console.print("  Turns fail until then; /readyz tells when it answers.")
+    elif not report.tried and upstream.kind != "scripted":
+        _console.print("  `openline doctor` tries turns too: tool calls, reasoning, prefix cache.", style="dim")
 
 
 def _saying_the_key(*, has_keys: bool) -> Sequence[str]:
