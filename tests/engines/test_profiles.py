@@ -41,7 +41,7 @@ def test_kind_and_family_go_together(kind, family):
     profile = profile_of(kind, family, overrides(UpstreamSettings()))
     for field, value in FAMILIES[family].items():
         assert getattr(profile, field) == value
-    for field in ("title", "reasoning_field", "max_tokens_field", "tool_choice", "asks_usage", "truncates"):
+    for field in ("title", "reasoning_field", "max_tokens_field", "tool_choice", "asks_usage", "larger_window"):
         assert getattr(profile, field) == getattr(KINDS[kind], field)
 
 
@@ -52,7 +52,7 @@ def test_configuration_overrules_what_was_recognised():
     assert (profile.title, profile.late_system_role, profile.reasoning_field) == ("vLLM", "developer", "")
     settings = UpstreamSettings(profile="ollama", family="mistral")
     profile = profile_of("vllm", "qwen3", overrides(settings))
-    assert (profile.title, profile.short_call_ids, bool(profile.truncates)) == ("Ollama", True, True)
+    assert (profile.title, profile.short_call_ids, profile.counts_what_it_read) == ("Ollama", True, True)
 
 
 def test_forms_differ_where_bytes_may():

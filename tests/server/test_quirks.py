@@ -481,6 +481,11 @@ class TestSilentCut:
             assert last["response"]["error"]["code"] == "context_length_exceeded"
             assert "the context length with which the model is loaded" in last["response"]["error"]["message"]
 
+    async def test_only_ollamas_count_tells_of_a_cut(self, tmp_path):
+        """Another's may be of what was not in its cache."""
+        async with served(tmp_path, Quirky(streams("ollama_text")), profile="lmstudio") as server:
+            assert (await server.post(model="m", input=LONG)).status == 200
+
     async def test_an_answer_of_nothing_is_one_where_there_was_room(self, tmp_path):
         """Models do say nothing at times."""
         async with served(tmp_path, Quirky(streams("lmstudio_silent")), profile="lmstudio") as server:

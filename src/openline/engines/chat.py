@@ -60,7 +60,9 @@ class ChatEngine:
         encoded = encode_request(request, profile, prefills=self._settings.prefills)
         for dropped in encoded.dropped_tools:
             self._warn_once(dropped)
-        window = Window(model.context_window, profile.truncates) if profile.truncates else None
+        window = None
+        if profile.larger_window:
+            window = Window(model.context_window, profile.larger_window, profile.counts_what_it_read)
         return ChatGeneration(self._upstream, encoded, window, None if self._settings.profile else self._inquiry)
 
     async def count_tokens(self, request: EngineRequest) -> int:

@@ -48,15 +48,17 @@ _body: Final = msgspec.json.Decoder(_Body)
 
 
 class Window(msgspec.Struct, frozen=True):
-    """A context window that is not enforced but cut to.
+    """A context window that is not enforced by an error.
 
     Attributes:
         tokens: its size; None if it is not known.
-        remedy: how the upstream gets a larger one.
+        larger: how the upstream gets a larger one.
+        is_cut_to: the rest is cut away, and `prompt_tokens` are of what was left.
     """
 
     tokens: int | None
-    remedy: str
+    larger: str
+    is_cut_to: bool
 
     def overflow(self, body: bytes, label: str) -> ProtocolError | None:
         """The error for a request that cannot fit, before it is sent."""
@@ -67,7 +69,7 @@ class Window(msgspec.Struct, frozen=True):
 
     def cut(self, body: bytes, tokens_read: int, label: str) -> ProtocolError | None:
         """The error for a request of which the upstream counts fewer tokens than it can have had."""
-        if not tokens_read or not exceeds(body, tokens_read):
+        if not self.is_cut_to or not tokens_read or not exceeds(body, tokens_read):
             return None
         size = f" (its context window is {self.tokens} tokens)" if self.tokens else ""
         message = f"Upstream '{label}' read the last {tokens_read} tokens of the conversation only{size}."
@@ -87,7 +89,7 @@ class Window(msgspec.Struct, frozen=True):
         return self.tokens is not None and tokens_read * 10 >= self.tokens * 9
 
     def _error(self, message: str) -> ProtocolError:
-        remedy = f"Give it a larger one: {self.remedy}. Or shorten or compact the conversation."
+        remedy = f"Give it a larger one, by {self.larger}. Or shorten or compact the conversation."
         return ProtocolError("context_length_exceeded", f"{message} {remedy}", param="input")
 
 

@@ -34,7 +34,8 @@ class Profile(msgspec.Struct, frozen=True):
         max_tokens_field: the name it knows `max_output_tokens` by.
         asks_usage: it counts tokens when `stream_options` asks for it, and does not refuse that.
         tool_choice: which of its forms work: any, the modes without a named tool, or none of them.
-        truncates: if what does not fit its context window is cut away silently, how it gets a larger one; else empty.
+        larger_window: how it gets a larger context window, if it does not say when something does not fit; else empty.
+        counts_what_it_read: its `prompt_tokens` are of what was left when it had cut the rest away.
     """
 
     title: str = "a Chat Completions server"
@@ -46,7 +47,8 @@ class Profile(msgspec.Struct, frozen=True):
     max_tokens_field: MaxTokensField = "max_tokens"
     asks_usage: bool = True
     tool_choice: Literal["any", "modes", "none"] = "any"
-    truncates: str = ""
+    larger_window: str = ""
+    counts_what_it_read: bool = False
 
     @property
     def form(self) -> str:
@@ -70,12 +72,13 @@ KINDS: Final[Mapping[ServerKind, Profile]] = {
         "Ollama",
         reasoning_field="reasoning",
         tool_choice="none",
-        truncates="OLLAMA_CONTEXT_LENGTH=64000 in the environment of `ollama serve`, or num_ctx in the model's Modelfile",
+        larger_window="OLLAMA_CONTEXT_LENGTH=64000 in the environment of `ollama serve`, or num_ctx in the model's Modelfile",
+        counts_what_it_read=True,
     ),
     # "Invalid tool_choice type: 'object'": lmstudio-ai/lmstudio-bug-tracker#670.
-    # What does not fit is answered by nothing, or by garbage: lmstudio-ai/lmstudio-bug-tracker#2339, #1806.
+    # What does not fit is answered by nothing: lmstudio-ai/lmstudio-bug-tracker#2339.
     "lmstudio": Profile(
-        "LM Studio", tool_choice="modes", truncates="the context length with which the model is loaded"
+        "LM Studio", tool_choice="modes", larger_window="the context length with which the model is loaded"
     ),
     # Unknown fields of a message are refused; `max_tokens` is, by its reasoning models.
     "openai": Profile("OpenAI", reasoning_field="", max_tokens_field="max_completion_tokens"),
