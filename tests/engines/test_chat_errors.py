@@ -169,6 +169,21 @@ REMEDIES = {
         error("The `reasoning_content` in the thinking mode must be passed back to the API."),
         "`reasoning_field`",
     ),
+    "llama.cpp, a bound of 20 000 items": (
+        400,
+        error("Failed to initialize samplers: failed to parse grammar"),
+        "Simplify the schema",
+    ),
+    "llama.cpp, a reference to nothing": (
+        400,
+        error("Automatic parser generation failed: JSON schema error at #/properties/a: cannot resolve $ref #/nope"),
+        "Simplify the schema",
+    ),
+    "vLLM, a schema of too much": (
+        400,
+        error("The provided JSON schema contains features not supported by xgrammar."),
+        "Simplify the schema",
+    ),
     "llama.cpp with a text model": (500, error("image input is not supported - hint: mmproj"), "Send text only"),
 }
 

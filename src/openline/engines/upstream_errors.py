@@ -66,6 +66,12 @@ _NO_IMAGES: Final = re.compile(
     r"|is not a multimodal model|no multimodal|image urls are only allowed",
     re.IGNORECASE,
 )
+# A schema that the server makes no grammar of: llama.cpp (common/json-schema-to-grammar.cpp, src/llama-grammar.cpp),
+# vLLM (v1/structured_output/backend_xgrammar.py).
+_NO_GRAMMAR: Final = re.compile(
+    r"failed to parse grammar|json schema (?:error|conversion failed)|json schema contains features not supported",
+    re.IGNORECASE,
+)
 
 # Keys in the forms that servers echo them: a header's value, a known prefix, a field, a URL, a JWT.
 _KEYS: Final = re.compile(
@@ -151,12 +157,18 @@ _REFUSED_REASONING: Final = _Kind(
     "input",
 )
 _REFUSED_IMAGE: Final = _Kind("upstream_refused", "its model does not look at images. Send text only.", "input")
+_REFUSED_SCHEMA: Final = _Kind(
+    "upstream_refused",
+    "it cannot hold its output to a JSON schema of the request, of `text.format` or of a tool. Simplify the schema: its"
+    " patterns, references and bounds.",
+)
 # What its words mean, in the order in which they are looked for.
 _OF_WORDS: Final = (
     (_TOOLS_OFF, _NO_TOOLS),
     (_REASONING, _REFUSED_REASONING),
     (_TEMPLATE, _REFUSED_ORDER),
     (_NO_IMAGES, _REFUSED_IMAGE),
+    (_NO_GRAMMAR, _REFUSED_SCHEMA),
 )
 
 _OF_STATUS: Final[Mapping[int, _Kind]] = {
