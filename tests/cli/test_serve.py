@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from commands import environment, serving
 from local_engine import needs_local
 from openline.cli import app
+from openline.engines.tiny_model import write_tiny_model
 
 STOP_SECONDS_MAX = 30
 SCRIPTED = ["--upstream", "scripted:", "--store", "none", "--port", "0"]
@@ -121,6 +122,17 @@ def test_a_model_in_this_process_ends_with_it(stop: signal.Signals, tmp_path: Pa
     assert "behind it: tiny (gguf, llama.cpp)" in said
     assert 'model = "tiny-shell-5"' in said
     assert "`openline doctor` tries turns too" in said
+
+
+@needs_local
+def test_it_says_what_it_loads(tmp_path: Path):
+    """A large model takes a minute before the server listens."""
+    path = tmp_path / "large.gguf"
+    write_tiny_model(path)
+    with serving("--upstream", f"gguf:{path}") as (process, said):
+        process.terminate()
+        process.communicate(timeout=STOP_SECONDS_MAX)
+    assert said.startswith("Loading large.gguf (0.0 GB)\n")
 
 
 @needs_local

@@ -24,6 +24,7 @@ from openline.engines.engine import Model
 from openline.engines.opening import USUAL_PORTS, find_local_upstream
 from openline.engines.profiles import KINDS
 from openline.engines.router import offered
+from openline.engines.tiny import URL as TINY_URL
 from openline.server.runner import bind, run
 
 _console = Console(highlight=False, soft_wrap=True)
@@ -105,7 +106,17 @@ def _serve(config: Config, *, check: bool) -> None:
         config = _with_found_upstream(config)
     with bind(config) as listening:
         reports = asyncio.run(_examine(config.upstreams) if check else _look(config.upstreams))
+        _say_what_loads(config.upstreams)
         run(config, listening, lambda: _print_started(config, listening, reports))
+
+
+def _say_what_loads(upstreams: tuple[UpstreamSettings, ...]) -> None:
+    """A large model takes a minute, in which nothing else is heard of the server."""
+    for upstream in upstreams:
+        if upstream.kind == "gguf" and upstream.url != TINY_URL:
+            path = Path(upstream.url).expanduser()
+            size = path.stat().st_size / 1e9
+            _console.print(f"Loading {escape(path.name)} ({size:.1f} GB)", style="dim")
 
 
 def _start_logging(level: str) -> None:
