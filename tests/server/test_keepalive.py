@@ -534,6 +534,40 @@ async def test_a_peer_that_answers_no_ping_is_closed_in_mid_turn(start, hand):
     writer.close()
 
 
+async def test_a_peer_that_still_sends_a_message_may_answer_a_ping_behind_it(start, hand):
+    """A pong cannot stand inside a frame (RFC 6455 §5.4), and a large message takes its time on a slow line.
+
+    Source: WebSocket mode guide, "Connection life": no timeout while a message is still being received.
+    """
+    server = await start(engine=hand, limits={"ping_seconds": 0.05, "pong_seconds_max": 0.2})
+    reader, writer = await raw_connection(server)
+    create = b'{"type":"response.create","model":"m","input":"%b"}' % (b"x" * 10_000)
+    writer.write(b"\x81\xfe" + struct.pack("!H", len(create)) + NO_MASK)
+    for start_of_piece in range(0, len(create), 1000):
+        await asyncio.sleep(0.05)  # in all more than twice what an answer may take
+        writer.write(create[start_of_piece : start_of_piece + 1000])
+    (await hand.next_turn()).answer("Hi.")
+    async with asyncio.timeout(5):
+        first, payload = await read_frame(reader)
+        assert first == PING
+        writer.write(bytes((PONG, 0x80 | len(payload))) + NO_MASK + payload)
+        while b"response.completed" not in payload:
+            _, payload = await read_frame(reader)
+    writer.close()
+
+
+async def test_a_peer_that_stops_in_the_middle_of_a_message_is_closed(start, hand):
+    """With 1011, as one that is silent otherwise (guarantees, "Zombies")."""
+    server = await start(engine=hand, limits={"ping_seconds": 0.05, "pong_seconds_max": 0.1})
+    reader, writer = await raw_connection(server)
+    writer.write(b"\x81\xfe" + struct.pack("!H", 1000) + NO_MASK + b'{"type":')
+    async with asyncio.timeout(5):
+        while (frame := await read_frame(reader))[0] != 0x88:
+            assert frame[0] == PING
+    assert frame[1] == struct.pack("!H", 1011) + b"keepalive ping timeout"
+    writer.close()
+
+
 async def test_a_peer_that_neither_reads_nor_answers_a_ping_is_gone(start, hand, monkeypatch):
     """What it has not read holds its connection no longer than the last words are given.
 

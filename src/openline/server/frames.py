@@ -35,6 +35,13 @@ def text_frame(payload: bytes) -> bytes:
 class EventsProtocol(WebSocketsSansIOProtocol):
     """Takes `MESSAGE` and `CUT` beside the messages of ASGI."""
 
+    _heard_at = 0.0  # when the peer's last bytes came
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the peer's."""
+        self._heard_at = self.loop.time()
+        super().data_received(data)
+
     def handle_connect(self, event: Request) -> None:
         """Say in the scope that the message is understood; its task runs only after this."""
         super().handle_connect(event)
@@ -61,9 +68,22 @@ class EventsProtocol(WebSocketsSansIOProtocol):
             await self.writable.wait()  # what a slow client has not taken counts as not delivered
 
     def keepalive_timeout(self) -> None:
-        """Close, and do not wait for ever until a peer that is gone has read that."""
+        """Close, and do not wait for ever until a peer that is gone has read that.
+
+        A peer in the middle of a message cannot answer before its end, so as long as that goes on it is alive.
+        """
+        assert self.ping_timeout is not None, "else nothing calls this"
+        rest = self._heard_at + self.ping_timeout - self.loop.time()
+        if rest > 0 and self._is_receiving:
+            self.pong_timer = self.loop.call_later(rest, self.keepalive_timeout)
+            return
         super().keepalive_timeout()
         self.loop.call_later(LAST_WORDS_SECONDS_MAX, self.transport.abort)
+
+    @property
+    def _is_receiving(self) -> bool:
+        """Whether a message has begun to come and is not whole: in fragments, or in one frame."""
+        return bool(self.frames or self.conn.reader.buffer)
 
     def _framed(self, events: Iterable[bytes]) -> bytes:
         if not self.conn.extensions:
