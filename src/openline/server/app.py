@@ -22,7 +22,7 @@ from openline.engines.router import Router
 from openline.protocol.connection import Limits
 from openline.protocol.errors import ProtocolError
 from openline.server import cors, frames
-from openline.server.asgi import ClientGone, Receive, Scope, Send, answer_headers, send_error
+from openline.server.asgi import ClientGone, Receive, Scope, Send, send_error
 from openline.server.catalogue import catalogue, openai_entry
 from openline.server.compacting import Compacting
 from openline.server.conversations import Conversations
@@ -166,7 +166,6 @@ class App:
         socket = Socket(self._registry, receive, send, owner=owner, request_id=request_id, limits=limits)
         self._sockets.add(socket)
         try:
-            await send({"type": "websocket.accept", "headers": answer_headers(request_id)})
             await socket.serve()
         finally:
             self._sockets.discard(socket)

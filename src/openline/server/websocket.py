@@ -19,7 +19,7 @@ from openline.protocol.events import Cancel, Inject, SocketCreate, Steer, SteerR
 from openline.protocol.fold import Event
 from openline.protocol.steering import Steered, Steers
 from openline.server import frames
-from openline.server.asgi import ClientGone, Message, Receive, Send
+from openline.server.asgi import ClientGone, Message, Receive, Send, answer_headers
 from openline.state.cache import ConnectionCache
 from openline.turns.bind import TurnRequest
 from openline.turns.log import LogReader, Window
@@ -50,7 +50,7 @@ class SocketLimits(msgspec.Struct, frozen=True):
 
 
 class Socket:
-    """One accepted connection.
+    """One connection that may come in.
 
     Args:
         owner: whose it is.
@@ -90,7 +90,7 @@ class Socket:
         return f"<Socket {self._owner} {self._connection!r} {self._window!r}>"
 
     async def serve(self) -> None:
-        """Take messages until the peer is gone; then nothing of it goes on."""
+        """Accept it, and take messages until the peer is gone; then nothing of it goes on."""
         limits = self._limits
         loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as group:
@@ -99,6 +99,7 @@ class Socket:
             aged = loop.call_later(limits.seconds_max, self.retire, error, limits.grace_seconds_max, error)
             try:
                 with suppress(ClientGone):
+                    await self._say({"type": "websocket.accept", "headers": answer_headers(self._request_id)})
                     while (message := await self._receive())["type"] != "websocket.disconnect":
                         await self._take(message)
             finally:
@@ -137,7 +138,7 @@ class Socket:
             self._spawn(self._close_when_idle(grace_seconds, last))
 
     async def _close_when_idle(self, grace_seconds: float, last: ProtocolError | None) -> None:
-        with suppress(ClientGone, OSError, RuntimeError):
+        with suppress(ClientGone):
             with suppress(TimeoutError):
                 async with asyncio.timeout(grace_seconds):
                     await self._start_turns()  # the refusals of what waited
@@ -150,7 +151,7 @@ class Socket:
                     await self._give_back(self._steers.take_all(), "The connection takes no more creates.")
                     if last is not None:
                         await self._refuse(last, None)
-                    await self._send({"type": "websocket.close", "code": GOING_AWAY})
+                    await self._say({"type": "websocket.close", "code": GOING_AWAY})
                     self._closed = True
             except TimeoutError:
                 await self._send({"type": frames.CUT})
@@ -349,8 +350,11 @@ class Socket:
         await self._write([msgspec.json.encode(error.frame(stream_id))])
 
     async def _write(self, events: list[bytes]) -> None:
+        await self._say({"type": frames.MESSAGE, "events": events})
+
+    async def _say(self, message: Message) -> None:
         try:
-            await self._send({"type": frames.MESSAGE, "events": events})
+            await self._send(message)
         except (OSError, RuntimeError):
             # uvicorn raises the one when the peer has gone, the other once it has closed the socket itself.
             raise ClientGone from None
