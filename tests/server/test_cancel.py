@@ -20,6 +20,7 @@ from openline.protocol.deltas import CallDelta, CallStarted, ReasoningDelta, Tex
 from server.late import KERNEL_BYTES, SlowStore, stingy_connection
 from server.listening import listening
 from server.running import until
+from server.slow_line import SlowLine
 from server.watching import Frame, Watched, types, watched
 
 STOP_SECONDS_MAX = 1.0  # guarantees, "Cancellation"
@@ -276,6 +277,33 @@ async def test_a_create_and_its_cancel_may_come_in_one_burst(played, hand, store
 
 
 # --- When it is late
+
+
+async def test_a_create_that_starts_while_its_client_does_not_read_is_cancelled(start, hand):
+    """It has started once it has its slot, whatever is still to be told before it (WebSocket mode guide, "Cancelling")."""
+    server = await start(engine=hand, limits={"responses_active_max": 1})
+    line = SlowLine(server)
+    await line.create()
+    turn = await hand.next_turn()
+    turn.give(CALL)
+    first = (await line.until("response.output_item.added"))[0]["response"]["id"]
+    await line.send(type="response.steer", previous_response_id=first, input="Shorter.")
+    await line.until("response.steer.accepted")
+    turn.finish(CallDelta("{}"))
+    await line.until("response.steer.pending")
+    await line.create(stream_id="a")
+    turn = await hand.next_turn()
+    await line.create()  # waits for a slot; the steer has no successor then, and goes back
+    line.hold_up("response.completed")
+    turn.answer("Hi.")
+    await line.until("response.completed")
+    await line.send(type="response.cancel")
+    await line.is_read()
+    line.takes.set()
+    frames = await line.rest()
+    assert types(frames) == ["steer.failed", "created", "in_progress", "incomplete"]
+    assert is_cancelled(frames[-1])
+    await line.close()
 
 
 async def test_a_response_that_is_being_kept_ends_as_it_was(start, hand, tmp_path):

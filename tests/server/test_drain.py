@@ -24,6 +24,7 @@ from openline.server.runner import Server, bind, build, uvicorn_config
 from openline.state.nothing import NothingStore
 from server.closing import GOING_AWAY, Leftovers, blocked_client, told, until_closed
 from server.running import make_config, read_sse, until
+from server.slow_line import SlowLine
 
 OVERLOADED = "server_is_overloaded"
 SOON_SECONDS = 2.0  # nothing was waited for: the last words have 5, turns 30
@@ -279,37 +280,15 @@ async def test_a_signal_before_the_start_is_not_lost(tmp_path):
     assert stopped
 
 
-class SlowLine:
-    """An ASGI server's end of an upgrade whose transport takes nothing until the test lets it."""
-
-    scope = {"type": "websocket", "path": "/v1/responses", "headers": [(b"host", b"localhost")]}
-
-    def __init__(self):
-        self.sent = []
-        self.takes = asyncio.Event()
-        self._inbox = asyncio.Queue()
-        self._inbox.put_nowait({"type": "websocket.connect"})
-
-    async def receive(self):
-        return await self._inbox.get()
-
-    async def send(self, message):
-        await self.takes.wait()
-        self.sent.append((message["type"], message.get("code")))
-        if message["type"] == "websocket.close":
-            for code in (message["code"], 1005):  # as uvicorn tells of our own close, and of its answer
-                self._inbox.put_nowait({"type": "websocket.disconnect", "code": code})
-
-
 async def test_a_connection_that_is_just_being_accepted_drains_like_the_others(played):
     """Its upgrade was let in before; it is answered, and closed."""
-    line = SlowLine()
-    serving = asyncio.ensure_future(played.app(line.scope, line.receive, line.send))
+    line = SlowLine(played)
+    line.takes.clear()
     await until(lambda: played.app._sockets)
     async with draining(played):
         line.takes.set()
-        await asyncio.wait_for(serving, SOON_SECONDS)
-    assert line.sent == [("websocket.accept", None), ("websocket.close", GOING_AWAY)]
+        await asyncio.wait_for(line.serving, SOON_SECONDS)
+    assert line.states == [("websocket.accept", None), ("websocket.close", GOING_AWAY)]
 
 
 HANDSHAKE = (

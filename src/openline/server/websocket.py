@@ -6,7 +6,7 @@ Source: WebSocket mode guide.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -283,9 +283,9 @@ class Socket:
             await self._give_back(steers, "Its response cannot be continued here.")
             self._connection.end_turn(stream_id)
             return
+        left: Sequence[Steered] = ()
         if any(each.steer.previous_response_id != create.previous_response_id for each in steers):
-            await self._give_back(steers, "The lane went on without it.")
-            steers = ()
+            steers, left = (), steers
         if warmed := self._warmed.pop(stream_id, None):
             warmed.stop()  # the turn brings the whole prefix itself
         turn = self._registry.start(
@@ -307,7 +307,7 @@ class Socket:
             self._warm(stream_id, turn)
         # The reader is there before its task runs, so that a peer that is gone by then still abandons its turn.
         reader = turn.log.deliver()
-        self._spawn(self._deliver(turn, reader)).add_done_callback(lambda _: reader.leave())
+        self._spawn(self._deliver(turn, reader, left)).add_done_callback(lambda _: reader.leave())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
@@ -325,10 +325,11 @@ class Socket:
         self._warmed[stream_id] = turn
         turn.task.add_done_callback(forget)
 
-    async def _deliver(self, turn: Turn, reader: LogReader) -> None:
-        """Write one turn's events, then let its lane go on."""
+    async def _deliver(self, turn: Turn, reader: LogReader, left: Sequence[Steered]) -> None:
+        """Write one turn's events, behind the steers that it left; then let its lane go on."""
         stream_id = turn.request.stream_id
         with suppress(ClientGone):
+            await self._give_back(left, "The lane went on without it.")
             try:
                 while events := await reader.read():
                     await self._write([frame(event, stream_id) for event in events])
