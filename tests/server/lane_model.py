@@ -78,6 +78,7 @@ class Connection:
     queue: list[Turn] = field(default_factory=list)
     ready: list[Lane] = field(default_factory=list)  # whose first may start, in the order in which they became so
     running: dict[Lane, Turn] = field(default_factory=dict)
+    begun: list[Turn] = field(default_factory=list)  # of these, who has still to look for its parent
     latest: dict[Lane, Turn] = field(default_factory=dict)
     ended: dict[Lane, str] = field(default_factory=dict)  # the names of the same, failed ones too
     steers: dict[Lane, list[Item]] = field(default_factory=dict)  # accepted, and in no turn yet
@@ -168,7 +169,10 @@ class Connection:
     # What follows: a turn starts, finds its parent or is refused, and ends.
 
     def start(self) -> None:
-        """A lane's first starts when nothing runs on the lane, and a slot is free or none is needed."""
+        """A lane's first starts when nothing runs on the lane, and a slot is free or none is needed.
+
+        Only when all have started that can, they look for their parents: what was refused at that moment has failed before.
+        """
         free = dict.fromkeys(turn.lane for turn in self.queue if turn.lane not in self.running)
         self.ready += [lane for lane in free if lane not in self.ready]
         for turn in map(self.first, self.ready):
@@ -178,17 +182,23 @@ class Connection:
                 self.running[turn.lane] = turn
                 self.begin(turn)
                 return self.start()
+        while self.begun:
+            self.bind(self.begun.pop(0))
         return None
 
     def begin(self, turn: Turn) -> None:
-        """Only now its parent is looked for: among the latest of the connection, then in the store."""
         steers = self.steers.pop(turn.lane, [])
         if turn.wrong or all(name == turn.parent for name, _ in steers):
             turn.steers = steers
         else:
             self.give_back(turn.lane, steers)
         if turn.wrong or (turn.by_itself and not steers):
-            return self.refuse(turn, *(turn.wrong or (None, None)))
+            self.refuse(turn, *(turn.wrong or (None, None)))
+        else:
+            self.begun.append(turn)
+
+    def bind(self, turn: Turn) -> None:
+        """Its parent is looked for among the latest of the connection, then in the store."""
         held = {latest.name: latest for latest in self.latest.values()}
         parent = held.get(turn.parent or "") or self.store.turns.get((self.owner, turn.parent))
         if turn.parent and not parent:

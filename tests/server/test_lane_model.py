@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import pickle
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -490,17 +489,17 @@ CHOICES: list[Sequence[Any]] = [  # for each field of a step; the first is the s
 ]
 
 
-def read_step(number: int) -> Step:
-    """A step out of one number, which is drawn and shrunk much faster than many."""
-    fields = []
-    for choices in CHOICES:
-        number, index = divmod(number, len(choices))
-        fields.append(choices[index])
-    return Step(*fields)
+def read_schedule(drawn: bytes) -> list[Step]:
+    """A schedule out of bytes, one for each field of each step. Of integers hypothesis draws the small ones much more often."""
+    width = len(CHOICES)
+    steps = [drawn[start : start + width] for start in range(0, len(drawn), width)]
+    return [
+        Step(*[choices[byte % len(choices)] for byte, choices in zip(step, CHOICES, strict=True)]) for step in steps
+    ]
 
 
-STEPS = st.integers(0, math.prod(map(len, CHOICES)) - 1).map(read_step)
-SCHEDULES = st.lists(STEPS, min_size=30, max_size=30)
+STEPS_EACH = 30
+SCHEDULES = st.binary(min_size=STEPS_EACH * len(CHOICES), max_size=STEPS_EACH * len(CHOICES)).map(read_schedule)
 # What was wrong once. A client goes while its warm-up is being kept, and nobody stopped the prefill that came behind.
 GONE_WHILE_KEPT = [
     Step("disk stalls"),
