@@ -22,8 +22,8 @@ from server.running import ENDS, WAIT_SECONDS_MAX, Running, Socket
 FOLDER = Path(__file__).parent.parent / "transcripts"
 PATHS = sorted(FOLDER.glob("*.jsonl"))
 
-# Ids of the server's making, as `runner.new_id` makes them; call ids are the upstream's and stay.
-_OUR_ID = re.compile(r"\b([a-z]+)_[0-9a-f]{48}(?:i?[0-9a-f]{4})?\b")
+# Ids of the server's making, as `runner.new_id` makes them; call ids are the upstream's and stay. And what it sealed.
+_OURS = re.compile(r"\b([a-z]+)_[0-9a-f]{48}(?:i?[0-9a-f]{4})?\b|\boln1\.[\w-]+=*")
 KEEPALIVE_SECONDS = 1.0  # where a transcript has one: short for a test, and longer than any pause but the one meant
 _TIMES = frozenset({"created_at", "completed_at"})
 
@@ -32,7 +32,7 @@ Compared = list[tuple[Any, Any]]  # what is expected, what has come
 
 
 class Placeholders:
-    """Stands `resp_1`, `msg_2` and 0 for ids and times, so that two runs can be compared.
+    """Stands `resp_1`, `msg_2`, `sealed_1` and 0 for ids, sealed texts and times, so that two runs can be compared.
 
     What a named lane is the first to tell is counted by itself, and has the name in it: `resp_a1` is the first
     response of lane `a`, however the lanes were mixed.
@@ -45,7 +45,7 @@ class Placeholders:
     def hide(self, frame: Frame) -> Frame:
         """The same frame with placeholders."""
         lane = lane_of(frame) or ""
-        return _mapped(frame, lambda text: _OUR_ID.sub(lambda match: self._name(match, lane), text))
+        return _mapped(frame, lambda text: _OURS.sub(lambda match: self._name(match, lane), text))
 
     def reveal(self, frame: Frame) -> Frame:
         """A recorded frame with the ids that this run's server gave."""
@@ -53,7 +53,7 @@ class Placeholders:
         return _mapped(frame, lambda text: ids.get(text, text))
 
     def _name(self, match: re.Match[str], lane: str) -> str:
-        made, prefix = match[0], f"{match[1]}_{lane}"
+        made, prefix = match[0], f"{match[1] or 'sealed'}_{lane}"
         if made not in self._names:
             self._counts[prefix] += 1
             self._names[made] = f"{prefix}{self._counts[prefix]}"
