@@ -204,8 +204,9 @@ class Connection:
     def _new_lane(self, stream_id: str | None) -> _Lane:
         # Names are never released, as the guide says; the default lane is not counted.
         if len(self._lanes) > self._limits.lanes_named_max:
-            message = (
-                f"This connection has used its {self._limits.lanes_named_max} stream ids: open another connection."
+            message = (  # the guide's own words, as of all errors that it lists
+                "This WebSocket connection has reached its maximum number of distinct stream IDs "
+                f"({self._limits.lanes_named_max}). Reuse an existing stream_id or open a new WebSocket connection."
             )
             raise ProtocolError("websocket_stream_limit_reached", message, param="stream_id", stream_id=stream_id)
         lane = self._lanes[stream_id] = _Lane()

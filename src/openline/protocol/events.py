@@ -231,6 +231,11 @@ _head = msgspec.json.Decoder(_Head)
 _string = msgspec.json.Decoder(str | None)
 _stream_id = msgspec.json.Decoder(StreamId | None)
 
+# The guide's own words.
+_BAD_STREAM_ID: Final = (
+    "The 'stream_id' field must be a non-empty string with at most 256 characters and may only contain letters, numbers, "
+    "underscores, hyphens, and periods."
+)
 _OTHER_TYPES: Final = frozenset({"response.cancel", "response.inject", "response.processed"})
 
 # Fields that ask for what this server does not do. None of them is lost silently.
@@ -377,8 +382,7 @@ def _why_refused(message: str | bytes, error: Exception) -> ProtocolError | Refu
     try:
         lane = _stream_id.decode(head.stream_id)
     except msgspec.ValidationError:
-        expected = "1 to 256 characters out of A-Z, a-z, 0-9, '_', '.' and '-'"
-        return ProtocolError("invalid_stream_id", f"'stream_id' is not valid: expected {expected}.", param="stream_id")
+        return ProtocolError("invalid_stream_id", _BAD_STREAM_ID, param="stream_id")
     return Refused(wrong_type(error), lane, _string_in(head.previous_response_id))
 
 
