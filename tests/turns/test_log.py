@@ -365,6 +365,181 @@ def test_readers_of_a_kept_log_get_every_event_behind_their_place_or_are_told(st
     asyncio.run(run())
 
 
+# --- A client that comes back
+
+
+async def test_a_client_that_comes_back_takes_the_place_of_the_first():
+    """The new connection holds the writer up, and the old one does not any more (docs/adr/0009)."""
+    old_window, new_window = Window(10), Window(10)
+    log = TurnLog(old_window, kept_bytes_max=1000)
+    with log.deliver() as old:
+        log.append([b"x" * 6])
+        await old.read()
+        log.append([b"y" * 7])
+        with log.take_over(new_window, 0) as new:
+            assert (old_window.bytes, new_window.bytes) == (0, 7)
+            log.append([b"z" * 5])
+            assert (old_window.bytes, new_window.bytes) == (0, 12)
+            writing = await waits(log.writable())
+            assert await old.read() == [b"y" * 7, b"z" * 5]
+            assert not writing.done()
+            assert await new.read() == [b"y" * 7, b"z" * 5]
+            reading = await waits(new.read())
+            await asyncio.wait_for(writing, 5)
+            log.append([b"end"], last=RESPONSE)
+            assert await reading == [b"end"]
+            assert await everything(old) == [b"end"]
+
+
+@pytest.mark.parametrize("how", ["takes over", "leaves"])
+async def test_a_writer_is_not_held_up_by_the_other_turns_of_a_connection_that_was_left(how):
+    """Their bytes may keep that window shut for long (docs/adr/0009)."""
+    window = Window(10)
+    log, other = TurnLog(window, kept_bytes_max=1000), TurnLog(window)
+    other.append([b"x" * 10])
+    with log.deliver() as reader, log.observe():
+        writing = await waits(log.writable())
+        if how == "takes over":
+            log.take_over(Window(10))
+        else:
+            reader.leave()
+        await asyncio.wait_for(writing, 5)
+    assert not window.is_open
+
+
+async def test_a_writer_that_was_handed_over_waits_for_the_new_connection():
+    """It may be as far behind as the old one was."""
+    log = TurnLog(Window(10), kept_bytes_max=1000)
+    with log.deliver():
+        log.append([b"x" * 10])
+        writing = await waits(log.writable())
+        with log.take_over(Window(10)) as new:
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert not writing.done()
+            await new.read()
+            reading = await waits(new.read())
+            await asyncio.wait_for(writing, 5)
+            reading.cancel()
+
+
+async def test_every_last_reader_abandons_a_turn_anew():
+    """Also one that came back and left again; the one that was replaced counts as long as it reads (docs/adr/0009)."""
+    told = []
+    log = TurnLog(Window(10), lambda: told.append("abandoned"), kept_bytes_max=1000)
+    old = log.deliver()
+    new = log.take_over(Window(10))
+    old.leave()
+    assert told == []
+    new.leave()
+    assert told == ["abandoned"]
+    log.take_over(Window(10)).leave()
+    assert told == ["abandoned"] * 2
+
+
+async def test_what_a_client_has_seen_before_does_not_wait_for_it():
+    """It comes back before it is known what there is: only what it wants counts in its window."""
+    window = Window(10)
+    log = TurnLog(window, kept_bytes_max=1000)
+    with log.deliver(1) as reader:
+        log.append([b"xx", b"yy", b"zz"], last=RESPONSE)
+        assert window.bytes == 2
+        assert await everything(reader) == [b"zz"]
+        assert window.bytes == 0
+
+
+async def test_what_the_client_has_not_taken_is_kept_whatever_the_limit():
+    """Its window bounds that as well; so who is delivered to is never told that it was too slow (docs/adr/0009)."""
+    log = TurnLog(Window(100), kept_bytes_max=10)
+    with log.deliver() as reader, log.observe() as slow:
+        for _ in range(5):
+            log.append([b"x" * 9])
+        assert len(await reader.read()) == 5
+        log.append([b"y" * 9])
+        assert await reader.read() == [b"y" * 9]
+        log.append([b"z"], last=RESPONSE)
+        with pytest.raises(ReaderLagged):
+            await slow.read()
+        assert await everything(reader) == [b"z"]
+
+
+async def test_who_wants_only_the_response_is_not_told_of_what_was_trimmed():
+    """A plain JSON answer has no events to miss."""
+    log = TurnLog(kept_bytes_max=10)
+    with log.observe() as reader:
+        for _ in range(5):
+            log.append([b"x" * 9])
+        ending = await waits(reader.to_the_end())
+        log.append([b"y"], last=RESPONSE)
+        await asyncio.wait_for(ending, 5)
+    refused = TurnLog(kept_bytes_max=10)
+    refused.refuse(REFUSAL)
+    with refused.observe() as reader, pytest.raises(ProtocolError):
+        await reader.to_the_end()
+
+
+async def test_a_log_can_end_without_any_event():
+    """The response is there, and who wants its events is told that they are not (docs/adr/0009)."""
+    log = TurnLog(kept_bytes_max=10)
+    with log.observe(-1) as reader, log.observe() as other:
+        ending = await waits(other.to_the_end())
+        log.end_without_events(RESPONSE)
+        with pytest.raises(ReaderLagged):
+            await reader.read()
+        await asyncio.wait_for(ending, 5)
+    assert (log.response, log.reaches(0), log.reaches(1000)) == (RESPONSE, False, False)
+
+
+COMING_BACK = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), st.lists(st.integers(1, 9), min_size=1, max_size=4)),
+        st.tuples(st.just("read"), st.integers(0, 3)),
+        st.tuples(st.just("come back"), st.integers(-1, 12)),
+        st.tuples(st.just("leave"), st.integers(0, 3)),
+    ),
+    max_size=40,
+)
+
+
+@given(COMING_BACK, st.integers(1, 60))
+def test_whoever_comes_back_gets_every_event_once_or_is_told(steps, kept_bytes_max):
+    """Against lists: no reader sees a gap or a double, each window counts exactly what waits for its own client."""
+
+    async def run():
+        log, written = TurnLog(Window(30), kept_bytes_max=kept_bytes_max), []
+        readers = [(log.deliver(), [0], log._window)]
+        for step, argument in steps:
+            match step:
+                case "append":
+                    events = [b"%d" % (len(written) + index) + b"." * size for index, size in enumerate(argument)]
+                    log.append(events)
+                    written += events
+                case "come back":
+                    if argument < len(written) and log.reaches(argument + 1):
+                        window = Window(30)
+                        readers.append((log.take_over(window, argument), [argument + 1], window))
+                case "read" if argument < len(readers):
+                    reader, place, _ = readers[argument]
+                    if len(written) > place[0]:
+                        try:
+                            assert await reader.read() == written[place[0] :]
+                            place[0] = len(written)
+                        except ReaderLagged:
+                            assert not log.reaches(place[0])
+                            assert not reader.delivering
+                case "leave" if argument < len(readers):
+                    readers.pop(argument)[0].leave()
+            delivering = [each for each in readers if each[0].delivering]
+            assert len(delivering) <= 1
+            for reader, _, window in readers:
+                waiting = sum(map(len, written[log._delivered :])) if reader.delivering else 0
+                assert window.bytes == waiting
+            assert log.kept_bytes == sum(map(len, log.events()))
+            assert list(log.events()) == written[len(written) - len(log.events()) :]
+
+    asyncio.run(run())
+
+
 STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("append"), st.lists(st.integers(0, 6), min_size=1, max_size=4)),

@@ -3,6 +3,7 @@
 One task writes it. Everything that looks at the turn reads it through a cursor of its
 own. Only the reader that delivers to the client may hold the writer up, and only by
 the bytes of its window; any other reader that falls behind what is kept is cut off.
+A client that comes back with a new connection takes the place of the one that delivers.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from openline.protocol.errors import ProtocolError
 # How far an observer may be behind the client before it is cut off. Readers wake in no order, so one that is not
 # slow at all is behind by what was written last.
 LAG_BYTES_MAX: Final = 1024 * 1024
+_BEHIND_EVERY_EVENT: Final = 2**62
 
 
 class ReaderLagged(Exception):  # noqa: N818 - a state, told to one reader
@@ -31,8 +33,7 @@ class Window:
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
-        self._open = asyncio.Event()
-        self._open.set()
+        self._waiting: list[asyncio.Future[None]] = []
         self.bytes = 0
 
     def __repr__(self) -> str:
@@ -41,19 +42,31 @@ class Window:
     def add(self, count: int) -> None:
         """This many bytes wait more, or fewer if negative."""
         self.bytes += count
-        if self.bytes < self._bytes_max:
-            self._open.set()
-        else:
-            self._open.clear()
+        if self._waiting and self.is_open:
+            for waiting in self._waiting:
+                _wake(waiting)
+            self._waiting.clear()
 
     @property
     def is_open(self) -> bool:
         """Whether a writer may go on."""
-        return self._open.is_set()
+        return self.bytes < self._bytes_max
+
+    def opening(self) -> asyncio.Future[None]:
+        """Done once a writer may go on; only while it may not."""
+        waiting = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiting)
+        return waiting
 
     async def opened(self) -> None:
         """Wait until a writer may go on."""
-        await self._open.wait()
+        if not self.is_open:
+            await self.opening()
+
+
+def _wake(waiting: asyncio.Future[None] | None) -> None:
+    if waiting is not None and not waiting.done():
+        waiting.set_result(None)
 
 
 class TurnLog:
@@ -83,6 +96,8 @@ class TurnLog:
         self._kept_bytes_max = kept_bytes_max
         self.kept_bytes = 0  # counted only where some are to be kept
         self._readers: set[LogReader] = set()
+        self._delivering: LogReader | None = None
+        self._held_up: asyncio.Future[None] | None = None  # the writer, by the window
         self.closing = False  # the response is being kept: too late to cancel
         self.ended = False
         self.refusal: ProtocolError | None = None
@@ -106,14 +121,23 @@ class TurnLog:
         if self._kept_bytes_max:
             self._trim_to_limit()  # before these come, so that who keeps up can read them, however large they are
             self.kept_bytes += sum(map(len, events))
+        start = len(self)
         self._events.extend(events)
         if self._left:
             self._trim(len(self))  # nobody holds the writer up any more, so observers keep up or are cut off
         if self._window is not None:
-            self._window.add(sum(map(len, events)))
+            wanted = events if self._delivered <= start else events[self._delivered - start :]
+            self._window.add(sum(map(len, wanted)))
         if last is not None:
             self.response = last
             self.ended = True
+        self._wake()
+
+    def end_without_events(self, response: dict[str, Any]) -> None:
+        """There is the response, and none of its events can be read any more."""
+        self._first = _BEHIND_EVERY_EVENT
+        self.response = response
+        self.ended = True
         self._wake()
 
     def refuse(self, error: ProtocolError) -> None:
@@ -129,12 +153,40 @@ class TurnLog:
 
     async def writable(self) -> None:
         """Wait while the delivering reader is its whole window behind."""
-        if self._window is not None and not self._window.is_open:
-            await self._window.opened()
+        window = self._window
+        while window is not None and not window.is_open:
+            self._held_up = window.opening()
+            await self._held_up
+            if window is self._window:
+                return  # whoever waited goes on once, whatever the others have written since: none is left behind
+            window = self._window
 
-    def deliver(self) -> LogReader:
-        """The reader that delivers to the client: it holds the writer up, and the log is trimmed behind it."""
-        return LogReader(self, delivering=True)
+    def deliver(self, after: int | None = None) -> LogReader:
+        """The reader that delivers to the client: it holds the writer up, and the log is trimmed behind it.
+
+        Args:
+            after: as of `observe`.
+        """
+        reader = self._delivering = LogReader(self, delivering=True, start=None if after is None else after + 1)
+        self._delivered = reader.cursor
+        return reader
+
+    def take_over(self, window: Window, after: int | None = None) -> LogReader:
+        """The reader that delivers from now on; the one that did so becomes an observer, if it is still there.
+
+        A client comes back on a new connection because the old one is dead, or half dead: nobody is to wait for that.
+
+        Args:
+            window: the new one's.
+            after: as of `observe`.
+        """
+        self._give_window_back()
+        if self._delivering is not None:
+            self._delivering.delivering = False
+        reader = self.deliver(after)
+        self._left, self._window = False, window
+        window.add(self._bytes(reader.cursor, len(self)))
+        return reader
 
     def observe(self, after: int | None = None) -> LogReader:
         """A reader that is cut off if it falls behind what is kept.
@@ -143,6 +195,16 @@ class TurnLog:
             after: the number of the last event that is not wanted; None begins with the first that is kept.
         """
         return LogReader(self, delivering=False, start=None if after is None else after + 1)
+
+    @property
+    def first(self) -> int:
+        """The number of the first event that is kept."""
+        return self._first
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether it can be read again."""
+        return self._kept_bytes_max > 0
 
     @property
     def is_whole(self) -> bool:
@@ -171,11 +233,16 @@ class TurnLog:
         self._readers.discard(reader)
         if reader.delivering:
             self._left = True
-            if self._window is not None:
-                self._window.add(-self._bytes(self._delivered, len(self)))
-                self._window = None
+            self._delivering = None
+            self._give_window_back()
         if not self._readers and not self.ended and self._on_abandoned is not None:
             self._on_abandoned()
+
+    def _give_window_back(self) -> None:
+        if self._window is not None:
+            self._window.add(-self._bytes(self._delivered, len(self)))
+            self._window = None
+            _wake(self._held_up)  # other turns may keep that window shut
 
     def after(self, cursor: int) -> list[bytes]:
         """The events from `cursor` on, as far as they have come.
@@ -210,16 +277,21 @@ class TurnLog:
         self._first = keep
 
     def _trim_to_limit(self) -> None:
-        """Let go of the oldest events while there are too many bytes; who has not read them is told so."""
+        """Let go of the oldest events while there are too many bytes; who has not read them is told so.
+
+        Who holds the writer up has them at the most by its window, and they stay.
+        """
         count = 0
-        while self.kept_bytes > self._kept_bytes_max:
+        most = len(self._events) if self._window is None else self._delivered - self._first
+        while self.kept_bytes > self._kept_bytes_max and count < most:
             self.kept_bytes -= len(self._events[count])
             count += 1
         del self._events[:count]
         self._first += count
 
     def _bytes(self, start: int, end: int) -> int:
-        return sum(map(len, self._events[start - self._first : end - self._first]))
+        """Of the events between these two numbers, as far as they are kept."""
+        return sum(map(len, self._events[max(0, start - self._first) : max(0, end - self._first)]))
 
     def _wake(self) -> None:
         for reader in self._readers:
@@ -272,7 +344,19 @@ class LogReader:
             self._news = asyncio.get_running_loop().create_future()
             await self._news
 
+    async def to_the_end(self) -> None:
+        """Read all that comes, for whoever wants only the response; what is no longer kept is left out.
+
+        Raises:
+            ProtocolError: the turn was refused.
+        """
+        while True:
+            try:
+                if not await self.read():
+                    return
+            except ReaderLagged:
+                self.cursor = self._log.first
+
     def wake(self) -> None:
         """Something was written."""
-        if self._news is not None and not self._news.done():
-            self._news.set_result(None)
+        _wake(self._news)
