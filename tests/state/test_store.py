@@ -11,7 +11,11 @@ from openline.state.store import (
     Conversation,
     ConversationFull,
     DuplicateItem,
+    Key,
+    KeyedTurn,
+    KeyTaken,
     NothingIsKept,
+    NotUnfinished,
     StoredTurn,
     StoreInfo,
     StoreUnavailable,
@@ -20,6 +24,7 @@ from openline.state.store import (
 from state.stores import KEEPING, appended, conversation, items, turn, until
 
 MEGABYTE = 1024 * 1024
+HELLO, BYE = Key("hello", b"\x01" * 32), Key("bye", b"\x02" * 32)
 STRANGE_IDS = ["", "\ud800", "resp\0_1", "'; DROP TABLE turns; --", "%", "$1", "x" * 1_000_000]
 
 keeping = pytest.mark.parametrize("place", KEEPING, indirect=True)
@@ -103,7 +108,9 @@ async def nothing_is_known_of(store, unknown):
     assert await store.get("ann", unknown) is None
     assert await store.chain("ann", unknown) is None
     assert await store.events("ann", unknown) is None
+    assert await store.of_key("ann", unknown) is None
     assert await store.delete("ann", unknown) is False
+    assert await store.give_up("ann", unknown, 1, None) is False
     await store.used("ann", unknown, 1_760_000_000)
     assert await store.conversation("ann", unknown) is None
     assert await store.items("ann", unknown, limit=1) is None
@@ -120,7 +127,8 @@ async def nothing_is_known_of(store, unknown):
 async def test_every_store_accepts_a_put(store):
     """`none` takes a turn as well: it means that `store: true` is not kept, not that it fails."""
     await store.put("ann", turn("resp_1"))
-    await store.put("ann", turn("resp_2"), events=b"event")
+    await store.put("ann", turn("resp_2", lease_until=9), events=b"event", key=HELLO)
+    await store.put("ann", turn("resp_2"), replaces=True)
 
 
 @keeping
@@ -177,7 +185,9 @@ async def test_a_closed_store_says_so(store):
         store.get("ann", "x"),
         store.chain("ann", "x"),
         store.events("ann", "x"),
+        store.of_key("ann", "x"),
         store.delete("ann", "x"),
+        store.give_up("ann", "x", 1, None),
         store.renew([("ann", "x")], 0),
         store.unfinished(0),
         store.used("ann", "x", 0),
@@ -408,6 +418,98 @@ async def test_the_unfinished_come_in_portions(store):
     await asyncio.gather(*puts)
     found = [each.response_id for _, each in await store.unfinished(count + 1)]
     assert found == [f"resp_{number}" for number in range(UNFINISHED_MAX)]
+
+
+# --- Idempotency keys -------------------------------------------------------------------------------
+
+
+@keeping
+async def test_a_key_stands_for_its_turn_from_its_claim_on(store):
+    """Unfinished or finished, it finds the turn as it is, with the digest that came with it (docs/adr/0009)."""
+    assert await store.of_key("ann", "hello") is None
+    claim = turn("resp_1", lease_until=10)
+    await store.put("ann", claim, key=HELLO)
+    assert await store.of_key("ann", "hello") == KeyedTurn(HELLO.body_hash, claim)
+    await store.put("ann", turn("resp_1"), events=b"event", replaces=True)
+    assert await store.of_key("ann", "hello") == KeyedTurn(HELLO.body_hash, turn("resp_1"))
+    assert await store.events("ann", "resp_1") == b"event"
+
+
+@keeping
+async def test_a_key_stands_for_one_turn(store):
+    """Another turn does not get it, and nothing of it is kept; the same turn may bring it again."""
+    await store.put("ann", turn("resp_1", lease_until=10), key=HELLO)
+    with pytest.raises(KeyTaken):
+        await store.put("ann", turn("resp_2", lease_until=10), events=b"event", key=HELLO)
+    assert (await store.get("ann", "resp_2"), await store.events("ann", "resp_2")) == (None, None)
+    await store.put("ann", turn("resp_1"), key=HELLO)
+    assert await store.of_key("ann", "hello") == KeyedTurn(HELLO.body_hash, turn("resp_1"))
+
+
+@surviving
+async def test_of_two_claims_of_a_key_one_stands(place):
+    """However close together, in one process or in two: so a create is generated once (guarantee of idempotent turns)."""
+    one, other = place.make(), place.make()
+    for number in range(20):
+        key = Key(f"key_{number}", b"digest")
+        turns = [turn(f"resp_{number}_{which}", lease_until=10) for which in "ab"]
+        puts = (one.put("ann", turns[0], key=key), other.put("ann", turns[1], key=key))
+        outcomes = await asyncio.gather(*puts, return_exceptions=True)
+        assert sorted(type(outcome).__name__ for outcome in outcomes) == ["KeyTaken", "NoneType"]
+        won = turns[outcomes.index(None)]
+        assert await other.of_key("ann", key.key) == await one.of_key("ann", key.key) == KeyedTurn(b"digest", won)
+
+
+@keeping
+async def test_another_owners_key_is_an_unknown_key(store):
+    """Two owners may use the same one for different creates (G13)."""
+    await store.put("ann", turn("resp_1"), key=HELLO)
+    assert await store.of_key("ben", "hello") is None
+    await store.put("ben", turn("resp_1"), key=Key("hello", b"other"))
+    assert (await store.of_key("ann", "hello")).body_hash == HELLO.body_hash
+    assert await store.delete("ben", "resp_1")
+    assert await store.of_key("ann", "hello") is not None
+
+
+@keeping
+async def test_a_key_goes_with_its_turn(store):
+    """Deleted or purged, it can be used again; so a key lives as long as its response does (docs/adr/0009)."""
+    await store.put("ann", turn("resp_1", at=99), key=HELLO)
+    await store.put("ann", turn("resp_2", at=100), key=BYE)
+    assert await purge_all(store, 100) == 1
+    assert await store.of_key("ann", "hello") is None
+    assert await store.delete("ann", "resp_2") is True
+    assert await store.of_key("ann", "bye") is None
+    await store.put("ann", turn("resp_3"), key=HELLO)
+    assert (await store.of_key("ann", "hello")).turn == turn("resp_3")
+
+
+@keeping
+async def test_only_an_unfinished_turn_is_replaced(store):
+    """What was ended or deleted meanwhile does not come back by the one who thought that he runs it (docs/adr/0009)."""
+    await store.put("ann", turn("resp_ended", text="ended"))
+    for missing in ("resp_gone", "resp_ended"):
+        with pytest.raises(NotUnfinished):
+            await store.put("ann", turn(missing, text="late"), events=b"late", replaces=True)
+    assert await store.get("ann", "resp_gone") is None
+    assert await store.get("ann", "resp_ended") == turn("resp_ended", text="ended")
+    assert await store.events("ann", "resp_ended") is None
+
+
+@keeping
+@pytest.mark.parametrize("ended", [None, turn("resp_1", text="failed", chainable=False)], ids=["forgotten", "failed"])
+async def test_a_turn_that_nobody_runs_is_given_up_with_its_key(store, ended):
+    """Only once its lease has ended, and only once; another owner's stays (docs/adr/0009)."""
+    for owner in ("ann", "ben"):
+        await store.put(owner, turn("resp_1", lease_until=10), events=b"event", key=HELLO)
+    assert await store.give_up("ann", "resp_1", 10, ended) is False
+    assert await store.of_key("ann", "hello") is not None
+    assert await store.give_up("ann", "resp_1", 11, ended) is True
+    assert await store.get("ann", "resp_1") == ended
+    assert await store.of_key("ann", "hello") is None
+    assert await store.give_up("ann", "resp_1", 11, ended) is False
+    await store.put("ann", turn("resp_2", lease_until=10), key=HELLO)
+    assert (await store.of_key("ben", "hello")).turn == turn("resp_1", lease_until=10)
 
 
 # --- Conversations ---------------------------------------------------------------------------------

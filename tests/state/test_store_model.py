@@ -16,7 +16,11 @@ from openline.state.store import (
     ConversationItem,
     DuplicateItem,
     ItemPage,
+    Key,
+    KeyedTurn,
+    KeyTaken,
     NotAppended,
+    NotUnfinished,
     StoredTurn,
     StoreUnavailable,
     UnknownConversation,
@@ -25,6 +29,7 @@ from state.stores import place as made_place
 
 OWNERS = ["ann", "ben"]
 IDS = [f"resp_{number}" for number in range(5)]
+KEYS = ["key_0", "key_1", "key_2"]
 CONVERSATIONS = ["conv_0", "conv_1"]
 ITEMS_MAX = 4
 
@@ -41,15 +46,23 @@ class Model:
 
     turns: dict[str, StoredTurn] = field(default_factory=dict)
     streams: dict[str, bytes] = field(default_factory=dict)
+    keys: dict[str, tuple[str, bytes]] = field(default_factory=dict)  # the turn's id and the digest
     talks: dict[str, Talk] = field(default_factory=dict)
 
-    def put(self, turn, events, appends):
+    def put(self, turn, events, appends, key, replaces):
         kept = self.turns.get(turn.response_id)
-        if kept is not None and kept.lease_until is None:
+        is_unfinished = kept is not None and kept.lease_until is not None
+        if replaces and not is_unfinished:
+            raise NotUnfinished
+        if kept is not None and not is_unfinished:
             raise AlreadyKept
+        if key is not None and self.keys.get(key.key, (turn.response_id,))[0] != turn.response_id:
+            raise KeyTaken
         if appends is not None:
             self.append(appends)
         self.turns[turn.response_id] = turn
+        if key is not None:
+            self.keys[key.key] = turn.response_id, key.body_hash
         if events is not None:
             self.streams[turn.response_id] = events
 
@@ -63,8 +76,26 @@ class Model:
             response_id = found.parent_id
         return path
 
+    def of_key(self, key):
+        response_id, body_hash = self.keys.get(key, (None, None))
+        return None if response_id is None else KeyedTurn(body_hash, self.turns[response_id])
+
+    def free_key(self, response_id):
+        self.keys = {key: named for key, named in self.keys.items() if named[0] != response_id}
+
+    def give_up(self, response_id, before, ended):
+        kept = self.turns.get(response_id)
+        if kept is None or kept.lease_until is None or kept.lease_until >= before:
+            return False
+        self.free_key(response_id)
+        if ended is None:
+            return self.delete(response_id)
+        self.turns[response_id] = msgspec.structs.replace(ended, response_id=response_id)
+        return True
+
     def delete(self, response_id):
         self.streams.pop(response_id, None)
+        self.free_key(response_id)
         return self.turns.pop(response_id, None) is not None
 
     def renew(self, response_ids, until):
@@ -167,9 +198,16 @@ appends = st.builds(
     added,
     times,
 )
+key_names = st.sampled_from(KEYS)
+keys = st.builds(Key, key_names, st.binary(max_size=2))
+finished = turns.filter(lambda turn: turn.lease_until is None)
 operations = st.one_of(
-    st.tuples(st.just("put"), turns, st.none() | st.binary(max_size=3), st.none() | appends),
+    st.tuples(
+        st.just("put"), turns, st.none() | st.binary(max_size=3), st.none() | appends, st.none() | keys, st.booleans()
+    ),
     st.tuples(st.sampled_from(["get", "chain", "events", "delete"]), ids),
+    st.tuples(st.just("of_key"), key_names),
+    st.tuples(st.just("give_up"), ids, times, st.none() | finished),
     st.tuples(st.just("renew"), st.lists(ids, max_size=3, unique=True), times),
     st.tuples(st.just("unfinished"), times),
     st.tuples(st.just("used"), ids | talk_ids, times),
@@ -188,8 +226,6 @@ def expected(models, owner, operation):  # noqa: C901 - one case an operation
     """What the model says, by the rules above."""
     model = models[owner]
     match operation:
-        case "put", turn, events, appends:
-            return model.put(turn, events, appends)
         case "get", response_id:
             return model.turns.get(response_id)
         case "events", response_id:
@@ -225,8 +261,11 @@ def size(models):
 async def said(store, owner, operation):
     """What the store says."""
     match operation:
-        case "put", turn, events, appends:
-            return await store.put(owner, turn, events=events, appends=appends)
+        case "put", turn, events, appends, key, replaces:
+            return await store.put(owner, turn, events=events, appends=appends, key=key, replaces=replaces)
+        case "give_up", response_id, before, ended:
+            ended = None if ended is None else msgspec.structs.replace(ended, response_id=response_id)
+            return await store.give_up(owner, response_id, before, ended)
         case "renew", response_ids, until:
             return await store.renew([(owner, response_id) for response_id in response_ids], until)
         case "unfinished", now:
@@ -284,6 +323,8 @@ async def require_equal(store, models):
     for owner, model in models.items():
         for response_id in IDS:
             assert await store.events(owner, response_id) == model.streams.get(response_id)
+        for key in KEYS:
+            assert await store.of_key(owner, key) == model.of_key(key)
         for talk_id in CONVERSATIONS:
             talk = model.talks.get(talk_id)
             assert await store.conversation(owner, talk_id) == (talk and talk.kept)

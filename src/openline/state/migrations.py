@@ -99,12 +99,30 @@ def m005_conversations(connection: sqlite3.Connection) -> None:
     connection.execute("CREATE INDEX items_in_order ON items (owner, conversation_id)")
 
 
+def m006_keys(connection: sqlite3.Connection) -> None:
+    """Idempotency keys, which go with their turns."""
+    connection.execute(
+        """
+        CREATE TABLE keys (
+            owner TEXT NOT NULL,
+            key TEXT NOT NULL,
+            response_id TEXT NOT NULL,
+            body_hash BLOB NOT NULL,
+            PRIMARY KEY (owner, key),
+            FOREIGN KEY (owner, response_id) REFERENCES turns ON DELETE CASCADE
+        ) WITHOUT ROWID
+        """
+    )
+    connection.execute("CREATE INDEX keys_by_turn ON keys (owner, response_id)")
+
+
 MIGRATIONS: Final[Sequence[Migration]] = (
     m001_turns,
     m002_leases,
     m003_events,
     m004_retention,
     m005_conversations,
+    m006_keys,
 )
 
 

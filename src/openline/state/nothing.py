@@ -10,6 +10,8 @@ from openline.state.store import (
     Conversation,
     ConversationItem,
     ItemPage,
+    Key,
+    KeyedTurn,
     NothingIsKept,
     StoredTurn,
     StoreInfo,
@@ -33,15 +35,21 @@ class NothingStore:
         *,
         events: bytes | None = None,
         appends: Appended | None = None,
+        key: Key | None = None,
+        replaces: bool = False,
     ) -> None:
         """Accept the turn; it is not kept. A conversation that it would belong to is unknown."""
-        del turn, events
+        del turn, events, key, replaces
         if appends is not None:
             await self.append(owner, appends)
 
     async def get(self, owner: str, response_id: str) -> StoredTurn | None:
         """None: every id is unknown."""
         del owner, response_id
+
+    async def of_key(self, owner: str, key: str) -> KeyedTurn | None:
+        """None: every key is unknown, but to the process that runs its turn."""
+        del owner, key
 
     async def chain(self, owner: str, response_id: str) -> list[StoredTurn] | None:
         """None."""
@@ -65,6 +73,11 @@ class NothingStore:
         """None are."""
         del now
         return []
+
+    async def give_up(self, owner: str, response_id: str, before: int, ended: StoredTurn | None) -> bool:
+        """False."""
+        del owner, response_id, before, ended
+        return False
 
     async def used(self, owner: str, kept_id: str, at: int) -> None:
         """There is nothing to mark."""

@@ -23,6 +23,10 @@ from openline.state.store import (
     ConversationItem,
     DuplicateItem,
     ItemPage,
+    Key,
+    KeyedTurn,
+    KeyTaken,
+    NotUnfinished,
     StoredTurn,
     StoreInfo,
     UnknownConversation,
@@ -48,6 +52,17 @@ ON CONFLICT (owner, response_id) DO UPDATE SET
     lease_until = excluded.lease_until, last_used_at = excluded.last_used_at
 WHERE openline_turns.lease_until IS NOT NULL
 """
+_REPLACE: Final = """
+UPDATE openline_turns SET
+    parent_id = $3, created_at = $4, status = $5, chainable = $6, input = $7, response = $8, lease_until = $9,
+    last_used_at = $10
+WHERE owner = $1 AND response_id = $2 AND lease_until IS NOT NULL
+"""
+_PUT_KEY: Final = """
+INSERT INTO openline_keys (owner, key, response_id, body_hash) VALUES ($1, $2, $3, $4)
+ON CONFLICT (owner, key) DO UPDATE SET body_hash = excluded.body_hash
+WHERE openline_keys.response_id = excluded.response_id
+"""
 _PUT_EVENTS: Final = """
 INSERT INTO openline_events (owner, response_id, events) VALUES ($1, $2, $3)
 ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
@@ -55,6 +70,11 @@ ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
 _GET: Final = """
 SELECT response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM openline_turns WHERE owner = $1 AND response_id = $2
+"""
+_OF_KEY: Final = """
+SELECT body_hash, turn.response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
+FROM openline_keys AS named JOIN openline_turns AS turn ON turn.owner = $1 AND turn.response_id = named.response_id
+WHERE named.owner = $1 AND key = $2
 """
 # From the node to the root; where an ancestor is missing, another owner's or unchainable, it ends early.
 _CHAIN: Final = """
@@ -82,6 +102,10 @@ _UNFINISHED: Final = """
 SELECT owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM openline_turns WHERE lease_until < $1 ORDER BY lease_until LIMIT $2
 """
+_TAKE_LOST: Final = """
+SELECT 1 FROM openline_turns WHERE owner = $1 AND response_id = $2 AND lease_until < $3 FOR UPDATE
+"""
+_FREE_KEY: Final = "DELETE FROM openline_keys WHERE owner = $1 AND response_id = $2"
 _USED: Final = """
 WITH conversation AS (
     UPDATE openline_conversations SET last_used_at = greatest(last_used_at, $3)
@@ -195,7 +219,8 @@ SELECT
     (SELECT count(*) FROM openline_conversations),
     (SELECT count(*) FROM openline_items),
     pg_total_relation_size('openline_turns') + pg_total_relation_size('openline_events')
-        + pg_total_relation_size('openline_conversations') + pg_total_relation_size('openline_items'),
+        + pg_total_relation_size('openline_keys') + pg_total_relation_size('openline_conversations')
+        + pg_total_relation_size('openline_items'),
     (SELECT min(created_at) FROM openline_turns),
     (SELECT max(created_at) FROM openline_turns)
 """
@@ -253,19 +278,29 @@ class PostgresStore:
     # --- Turns ------------------------------------------------------------------------------------
 
     async def put(
-        self, owner: str, turn: StoredTurn, *, events: bytes | None = None, appends: Appended | None = None
+        self,
+        owner: str,
+        turn: StoredTurn,
+        *,
+        events: bytes | None = None,
+        appends: Appended | None = None,
+        key: Key | None = None,
+        replaces: bool = False,
     ) -> None:
         """Keep a turn, and all that comes with it. See `Store.put`."""
+        put = _replace if replaces else _put
 
         async def put_all(connection: Any) -> None:
-            await _put(connection, owner, turn)
+            await put(connection, owner, turn)
+            if key is not None:
+                await _put_key(connection, owner, turn.response_id, key)
             if events is not None:
                 await connection.execute(_PUT_EVENTS, owner, turn.response_id, events)
             if appends is not None:
                 await self._append(connection, owner, appends)
 
-        if events is None and appends is None:
-            await self._pool.call(lambda connection: _put(connection, owner, turn))
+        if events is None and appends is None and key is None:
+            await self._pool.call(lambda connection: put(connection, owner, turn))
         else:
             await self._in_transaction(put_all)
 
@@ -273,6 +308,11 @@ class PostgresStore:
         """One turn, or None. See `Store.get`."""
         rows = await self._rows(_GET, owner, response_id)
         return _turn(rows[0]) if rows else None
+
+    async def of_key(self, owner: str, key: str) -> KeyedTurn | None:
+        """The turn that an idempotency key stands for, or None. See `Store.of_key`."""
+        rows = await self._rows(_OF_KEY, owner, key)
+        return KeyedTurn(rows[0][0], _turn(rows[0][1:])) if rows else None
 
     async def chain(self, owner: str, response_id: str) -> list[StoredTurn] | None:
         """The turns from the chain's start to this one. See `Store.chain`."""
@@ -296,6 +336,23 @@ class PostgresStore:
     async def unfinished(self, now: int) -> list[tuple[str, StoredTurn]]:
         """Turns whose lease has ended. See `Store.unfinished`."""
         return [(row[0], _turn(row[1:])) for row in await self._rows(_UNFINISHED, now, UNFINISHED_MAX)]
+
+    async def give_up(self, owner: str, response_id: str, before: int, ended: StoredTurn | None) -> bool:
+        """End an unfinished turn that nobody runs any more. See `Store.give_up`."""
+        if not can_be_id(owner, response_id):
+            return False
+
+        async def give_up(connection: Any) -> bool:
+            if await connection.fetchval(_TAKE_LOST, owner, response_id, before) is None:
+                return False
+            await connection.execute(_FREE_KEY, owner, response_id)
+            if ended is None:
+                await connection.execute(_DELETE, owner, response_id)
+            else:
+                await _replace(connection, owner, ended)
+            return True
+
+        return await self._in_transaction(give_up)
 
     async def used(self, owner: str, kept_id: str, at: int) -> None:
         """Mark a turn, and so the chain that leads to it, or a conversation, as used. See `Store.used`."""
@@ -437,20 +494,18 @@ async def _nothing(connection: Any) -> None:
 
 
 async def _put(connection: Any, owner: str, turn: StoredTurn) -> None:
-    row = (
-        owner,
-        turn.response_id,
-        turn.parent_id,
-        turn.created_at,
-        turn.status,
-        turn.chainable,
-        turn.input,
-        turn.response,
-        turn.lease_until,
-        turn.last_used_at,
-    )
-    if _count(await connection.execute(_PUT, *row)) == 0:
+    if _count(await connection.execute(_PUT, *_row(owner, turn))) == 0:
         raise AlreadyKept("it holds a turn with this id already")
+
+
+async def _replace(connection: Any, owner: str, turn: StoredTurn) -> None:
+    if _count(await connection.execute(_REPLACE, *_row(owner, turn))) == 0:
+        raise NotUnfinished("it holds no unfinished turn with this id")
+
+
+async def _put_key(connection: Any, owner: str, response_id: str, key: Key) -> None:
+    if _count(await connection.execute(_PUT_KEY, owner, key.key, response_id, key.body_hash)) == 0:
+        raise KeyTaken("this key stands for another turn")
 
 
 async def _purgeable(connection: Any, before: int, limit: int) -> list[Any]:
@@ -471,6 +526,21 @@ def _count(said: str) -> int:
 
 def _may_be_known(parameters: tuple[Any, ...]) -> bool:
     return can_be_id(*(each for each in parameters if isinstance(each, str)))
+
+
+def _row(owner: str, turn: StoredTurn) -> tuple[Any, ...]:
+    return (
+        owner,
+        turn.response_id,
+        turn.parent_id,
+        turn.created_at,
+        turn.status,
+        turn.chainable,
+        turn.input,
+        turn.response,
+        turn.lease_until,
+        turn.last_used_at,
+    )
 
 
 def _turn(row: Any) -> StoredTurn:

@@ -67,7 +67,20 @@ CREATE TABLE openline_items (
 CREATE UNIQUE INDEX openline_items_in_order ON openline_items (owner, conversation_id, position);
 """
 
-MIGRATIONS: Final[Sequence[str]] = (_M001_TURNS, _M002_EVENTS, _M003_CONVERSATIONS)
+# Idempotency keys, which go with their turns.
+_M004_KEYS: Final = """
+CREATE TABLE openline_keys (
+    owner text COLLATE "C" NOT NULL,
+    key text COLLATE "C" NOT NULL,
+    response_id text COLLATE "C" NOT NULL,
+    body_hash bytea NOT NULL,
+    PRIMARY KEY (owner, key),
+    FOREIGN KEY (owner, response_id) REFERENCES openline_turns ON DELETE CASCADE
+);
+CREATE INDEX openline_keys_by_turn ON openline_keys (owner, response_id);
+"""
+
+MIGRATIONS: Final[Sequence[str]] = (_M001_TURNS, _M002_EVENTS, _M003_CONVERSATIONS, _M004_KEYS)
 
 
 async def migrate(connection: Any, migrations: Sequence[str] = MIGRATIONS) -> None:

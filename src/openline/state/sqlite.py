@@ -25,6 +25,10 @@ from openline.state.store import (
     ConversationItem,
     DuplicateItem,
     ItemPage,
+    Key,
+    KeyedTurn,
+    KeyTaken,
+    NotUnfinished,
     StoredTurn,
     StoreInfo,
     UnknownConversation,
@@ -33,6 +37,8 @@ from openline.state.store import (
 
 _EXPORTED_AT_ONCE: Final = 50
 _LONG_AGO: Final = -(2**63)
+_KEY_TAKEN: Final = KeyTaken("this key stands for another turn")
+_NOT_UNFINISHED: Final = NotUnfinished("it holds no unfinished turn with this id")
 _TURN_KEPT_ALREADY: Final = AlreadyKept("it holds a turn with this id already")
 _CONVERSATION_KEPT_ALREADY: Final = AlreadyKept("it holds a conversation with this id already")
 _UNKNOWN_CONVERSATION: Final = UnknownConversation("there is no such conversation")
@@ -50,6 +56,16 @@ ON CONFLICT (owner, response_id) DO UPDATE SET
     lease_until = excluded.lease_until, last_used_at = excluded.last_used_at
 WHERE turns.lease_until IS NOT NULL
 """
+_REPLACE: Final = """
+UPDATE turns SET
+    parent_id = ?3, created_at = ?4, status = ?5, chainable = ?6, input = ?7, response = ?8, lease_until = ?9,
+    last_used_at = ?10
+WHERE owner = ?1 AND response_id = ?2 AND lease_until IS NOT NULL
+"""
+_PUT_KEY: Final = """
+INSERT INTO keys (owner, key, response_id, body_hash) VALUES (?, ?, ?, ?)
+ON CONFLICT (owner, key) DO UPDATE SET body_hash = excluded.body_hash WHERE keys.response_id = excluded.response_id
+"""
 _PUT_EVENTS: Final = """
 INSERT INTO events (owner, response_id, events) VALUES (?, ?, ?)
 ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
@@ -57,6 +73,11 @@ ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
 _GET: Final = """
 SELECT response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM turns WHERE owner = ? AND response_id = ?
+"""
+_OF_KEY: Final = """
+SELECT k.body_hash, t.response_id, t.parent_id, t.created_at, t.status, t.chainable, t.input, t.response, t.lease_until,
+    t.last_used_at
+FROM keys AS k JOIN turns AS t ON t.owner = ?1 AND t.response_id = k.response_id WHERE k.owner = ?1 AND k.key = ?2
 """
 # From the node to the root; where an ancestor is missing, another owner's or unchainable, it ends early. It is not
 # sorted here, because SQLite would sort whole rows: that doubles the time. Read at some 4 µs a turn.
@@ -83,6 +104,10 @@ _UNFINISHED: Final = """
 SELECT owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM turns WHERE lease_until < ? ORDER BY lease_until LIMIT ?
 """
+_REQUIRE_LOST: Final = """
+UPDATE turns SET lease_until = lease_until WHERE owner = ? AND response_id = ? AND lease_until < ?
+"""
+_FREE_KEY: Final = "DELETE FROM keys WHERE owner = ? AND response_id = ?"
 _USED: Final = """
 UPDATE turns SET last_used_at = max(coalesce(last_used_at, created_at), ?3) WHERE owner = ?1 AND response_id = ?2
 """
@@ -230,22 +255,20 @@ class SqliteStore:
     # --- Turns ------------------------------------------------------------------------------------
 
     async def put(
-        self, owner: str, turn: StoredTurn, *, events: bytes | None = None, appends: Appended | None = None
+        self,
+        owner: str,
+        turn: StoredTurn,
+        *,
+        events: bytes | None = None,
+        appends: Appended | None = None,
+        key: Key | None = None,
+        replaces: bool = False,
     ) -> None:
         """Keep a turn, and all that comes with it. See `Store.put`."""
-        row = (
-            owner,
-            turn.response_id,
-            turn.parent_id,
-            turn.created_at,
-            turn.status,
-            turn.chainable,
-            turn.input,
-            turn.response,
-            turn.lease_until,
-            turn.last_used_at,
-        )
-        statements = [Statement(_PUT, row, _TURN_KEPT_ALREADY)]
+        kept = (_REPLACE, _NOT_UNFINISHED) if replaces else (_PUT, _TURN_KEPT_ALREADY)
+        statements = [Statement(kept[0], _row(owner, turn), kept[1])]
+        if key is not None:
+            statements.append(Statement(_PUT_KEY, (owner, key.key, turn.response_id, key.body_hash), _KEY_TAKEN))
         if events is not None:
             statements.append(Statement(_PUT_EVENTS, (owner, turn.response_id, events)))
         if appends is not None:
@@ -256,6 +279,11 @@ class SqliteStore:
         """One turn, or None. See `Store.get`."""
         rows = self._file.read(_GET, (owner, response_id))
         return _turn(rows[0]) if rows else None
+
+    async def of_key(self, owner: str, key: str) -> KeyedTurn | None:
+        """The turn that an idempotency key stands for, or None. See `Store.of_key`."""
+        rows = self._file.read(_OF_KEY, (owner, key))
+        return KeyedTurn(rows[0][0], _turn(rows[0][1:])) if rows else None
 
     async def chain(self, owner: str, response_id: str) -> list[StoredTurn] | None:
         """The turns from the chain's start to this one. See `Store.chain`."""
@@ -280,6 +308,20 @@ class SqliteStore:
     async def unfinished(self, now: int) -> list[tuple[str, StoredTurn]]:
         """Turns whose lease has ended. See `Store.unfinished`."""
         return [(row[0], _turn(row[1:])) for row in self._file.read(_UNFINISHED, (now, UNFINISHED_MAX))]
+
+    async def give_up(self, owner: str, response_id: str, before: int, ended: StoredTurn | None) -> bool:
+        """End an unfinished turn that nobody runs any more. See `Store.give_up`."""
+        which = (owner, response_id)
+        if not can_be_id(*which):
+            return False
+        ending = Statement(_DELETE, which) if ended is None else Statement(_REPLACE, _row(owner, ended))
+        try:
+            await self._file.write(
+                Statement(_REQUIRE_LOST, (*which, before), _NOT_UNFINISHED), Statement(_FREE_KEY, which), ending
+            )
+        except NotUnfinished:
+            return False
+        return True
 
     async def used(self, owner: str, kept_id: str, at: int) -> None:
         """Mark a turn, and so the chain that leads to it, or a conversation, as used. See `Store.used`."""
@@ -404,6 +446,21 @@ class SqliteStore:
         if not can_be_id(*(each for each in parameters if isinstance(each, str))):
             return False
         return await self._file.write(Statement(sql, parameters)) > 0
+
+
+def _row(owner: str, turn: StoredTurn) -> tuple[Any, ...]:
+    return (
+        owner,
+        turn.response_id,
+        turn.parent_id,
+        turn.created_at,
+        turn.status,
+        turn.chainable,
+        turn.input,
+        turn.response,
+        turn.lease_until,
+        turn.last_used_at,
+    )
 
 
 def _turn(row: Any) -> StoredTurn:

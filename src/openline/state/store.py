@@ -26,6 +26,14 @@ class AlreadyKept(StoreUnavailable):
     """A finished turn, or a conversation, of this id is kept: it stays as it is."""
 
 
+class KeyTaken(StoreUnavailable):
+    """This idempotency key stands for another turn."""
+
+
+class NotUnfinished(StoreUnavailable):
+    """No unfinished turn of this id is there: it was ended or deleted meanwhile."""
+
+
 class NothingIsKept(StoreUnavailable):
     """This store keeps nothing, on purpose, and so has no conversations."""
 
@@ -95,6 +103,24 @@ class StoredTurn(msgspec.Struct, frozen=True):
     response: bytes
     lease_until: int | None = None
     last_used_at: int | None = None
+
+
+class Key(msgspec.Struct, frozen=True):
+    """An idempotency key.
+
+    Attributes:
+        body_hash: of the create that came with it; with any other one it is refused.
+    """
+
+    key: str
+    body_hash: bytes
+
+
+class KeyedTurn(msgspec.Struct, frozen=True):
+    """What an idempotency key stands for."""
+
+    body_hash: bytes
+    turn: StoredTurn
 
 
 class Conversation(msgspec.Struct, frozen=True):
@@ -187,16 +213,27 @@ class Store(Protocol):
     # --- Turns ------------------------------------------------------------------------------------
 
     async def put(
-        self, owner: str, turn: StoredTurn, *, events: bytes | None = None, appends: Appended | None = None
+        self,
+        owner: str,
+        turn: StoredTurn,
+        *,
+        events: bytes | None = None,
+        appends: Appended | None = None,
+        key: Key | None = None,
+        replaces: bool = False,
     ) -> None:
         """Keep a turn, and all that comes with it, or nothing of it. An unfinished one of its id is replaced.
 
         Args:
             events: its stream of events, in whatever form; None leaves what was kept with the unfinished one.
             appends: items for a conversation of the same owner.
+            key: stands for this turn from now on, as long as the turn is kept.
+            replaces: an unfinished one of its id must be there.
 
         Raises:
             AlreadyKept: a finished turn of this id is there.
+            KeyTaken: the key stands for another turn of the owner's.
+            NotUnfinished: there is no unfinished turn to replace.
             NotAppended: the items could not be added to their conversation.
             StoreUnavailable: it could not be committed.
         """
@@ -204,6 +241,10 @@ class Store(Protocol):
 
     async def get(self, owner: str, response_id: str) -> StoredTurn | None:
         """One turn, or None."""
+        ...
+
+    async def of_key(self, owner: str, key: str) -> KeyedTurn | None:
+        """The turn that an idempotency key stands for, finished or not, or None."""
         ...
 
     async def chain(self, owner: str, response_id: str) -> list[StoredTurn] | None:
@@ -215,7 +256,7 @@ class Store(Protocol):
         ...
 
     async def delete(self, owner: str, response_id: str) -> bool:
-        """Forget a turn and its events; False if there was none. Its children lose their chain."""
+        """Forget a turn, its events and its key; False if there was none. Its children lose their chain."""
         ...
 
     async def renew(self, turns: Sequence[tuple[str, str]], until: int) -> int:
@@ -232,6 +273,18 @@ class Store(Protocol):
 
     async def unfinished(self, now: int) -> list[tuple[str, StoredTurn]]:
         """At most `UNFINISHED_MAX` turns, each with its owner, whose lease ended before `now`, in Unix seconds."""
+        ...
+
+    async def give_up(self, owner: str, response_id: str, before: int, ended: StoredTurn | None) -> bool:
+        """End an unfinished turn that nobody runs any more, and free its key.
+
+        Args:
+            before: Unix seconds, at which its lease must have ended; a lease that was renewed is left alone.
+            ended: stands in its place then; None forgets it.
+
+        Returns:
+            Whether there was such a turn.
+        """
         ...
 
     async def used(self, owner: str, kept_id: str, at: int) -> None:
