@@ -6,7 +6,15 @@ import msgspec
 import pytest
 
 from openline.protocol.errors import ProtocolError
-from openline.protocol.items import OUTPUT_OF_CALL, OpenCalls, item_of, read_item
+from openline.protocol.items import (
+    OUTPUT_OF_CALL,
+    Item,
+    OpenCalls,
+    answers_in,
+    item_of,
+    read_item,
+    without_repeats,
+)
 
 PAIRS = sorted(OUTPUT_OF_CALL.items())
 
@@ -139,9 +147,91 @@ def test_async_call_may_be_answered_in_any_later_turn():
 
 
 def test_output_twice_is_an_orphan():
-    """The first one has used the call up (WebSocket mode guide, "Continuation")."""
+    """The first one has used the call up; `without_repeats` comes before (WebSocket mode guide, "Continuation")."""
     answered = OpenCalls().after([call(), output()])
     assert refused(lambda: answered.after([output()])).message.startswith("No tool call found")
+
+
+# --- The same output again
+
+
+def said(call_id="call_X", said="42", **fields):
+    return read_item(
+        msgspec.json.encode({"type": "function_call_output", "call_id": call_id, "output": said, **fields}), ""
+    )
+
+
+def never():
+    raise AssertionError("nothing before these items is to be looked at")
+
+
+def test_items_without_outputs_are_left_alone():
+    """Most turns bring none, and pay nothing."""
+    items = [call(), item_of({"type": "message", "role": "user", "content": "hi"})]
+    assert without_repeats(items, OpenCalls(), never) is items
+
+
+def test_the_same_output_again_is_dropped():
+    """In the same input or in a later one: the first stays, where it stands (docs/adr/0010)."""
+    waiting = OpenCalls().after([call("a"), call("b")])
+    items = [said("a"), said("a"), said("b"), said("a")]
+    assert without_repeats(items, waiting, never) == [items[0], items[2]]
+    answers = answers_in([call("a"), call("b"), *items])
+    assert without_repeats([said("b"), said("a")], OpenCalls(), lambda: answers) == []
+
+
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"id": "fco_1"},
+        {"status": "completed"},
+        {"status": None},
+        {"output": [{"text": "a", "type": "input_text"}]},
+    ],
+    ids=str,
+)
+def test_the_same_is_what_the_model_reads(again):
+    """Neither white space nor the order of fields nor the item's own id makes another output (docs/adr/0010)."""
+    first = {"type": "function_call_output", "call_id": "call_X", "output": [{"type": "input_text", "text": "a"}]}
+    items = [read_item(msgspec.json.format(msgspec.json.encode(each)), "") for each in (first, first | again)]
+    assert len(without_repeats(items, OpenCalls().after([call()]), never)) == 1
+
+
+@pytest.mark.parametrize("again", [{"said": "43"}, {"said": ["42"]}, {"status": "incomplete"}, {"more": 1}], ids=str)
+def test_a_different_output_is_refused(again):
+    """The model has read the first one: nobody is told that it had read the second (docs/adr/0010)."""
+    waiting = OpenCalls().after([call()])
+    for act in (
+        lambda: without_repeats([said(), said(**again)], waiting, never),
+        lambda: without_repeats([said(**again)], OpenCalls(), lambda: answers_in([call(), said()])),
+    ):
+        error = refused(act)
+        assert (error.code, error.status, error.param) == ("tool_output_conflict", 400, "input")
+        assert "call_X" in error.message
+
+
+def test_an_output_of_another_kind_is_refused():
+    """What answers a custom call does not answer a function."""
+    other = item_of({"type": "custom_tool_call_output", "call_id": "call_X", "output": "42"})
+    assert refused(lambda: without_repeats([said(), other], OpenCalls().after([call()]), never)).param == "input"
+
+
+def test_a_call_of_the_same_id_wants_an_output_of_its_own():
+    """Some model servers number their calls anew in each turn."""
+    items = [said(said="1"), call(), said(said="2"), said(said="2")]
+    assert without_repeats(items, OpenCalls().after([call()]), never) == items[:3]
+    asked_again = OpenCalls().after([call(), said(said="1"), call()])
+    assert without_repeats([said(said="2")], asked_again, never) == [said(said="2")]
+
+
+def test_an_output_that_cannot_be_read_is_compared_as_it_is():
+    """It is refused where it is read, and does no harm here."""
+    broken = Item(
+        b'{"type":"function_call_output","call_id":"call_X","output":"\\ud800"}', "function_call_output", "call_X"
+    )
+    waiting = OpenCalls().after([call()])
+    assert without_repeats([broken, broken], waiting, never) == [broken]
+    assert refused(lambda: without_repeats([broken, said()], waiting, never)).code == "tool_output_conflict"
 
 
 def test_output_before_its_call_is_an_orphan():

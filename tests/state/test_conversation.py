@@ -115,6 +115,23 @@ def test_a_context_knows_the_calls_that_wait_for_their_output():
     assert len(called.open_calls) == 2
 
 
+def test_an_output_that_comes_again_adds_nothing():
+    """However far back it is, a node has it once; after a summary nothing before it counts (docs/adr/0010)."""
+    answered = EMPTY.extend([call("call_1")]).extend([output("call_1")]).extend([message("Go on.")])
+    assert answered.extend([output("call_1")]) is answered
+    more = answered.extend([output("call_1"), message("More.")])
+    assert (more.depth, len(more.own_items)) == (4, 1)
+    different = Item(b'{"type":"function_call_output","output":"other"}', "function_call_output", "call_1")
+    with pytest.raises(ProtocolError) as raised:
+        answered.extend([different])
+    assert raised.value.code == "tool_output_conflict"
+    summary = Item(b"{}", "message", sums_up=True)
+    summed_up = answered.extend([summary, call("call_2"), output("call_2"), output("call_2")])
+    assert summed_up.depth == 3
+    with pytest.raises(ProtocolError, match="No tool call found"):
+        summed_up.extend([output("call_1")])
+
+
 def test_the_repr_says_what_is_in_it():
     """What an operator sees of a node."""
     node = EMPTY.extend([message("1")]).extend([call("call_1")])

@@ -45,6 +45,7 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "model_not_found": ErrorKind(400, _INVALID, "model_not_found"),
     "model_unknown": ErrorKind(404, _INVALID, "model_not_found"),
     "not_found": ErrorKind(404, _INVALID, None),
+    "tool_output_conflict": ErrorKind(400, _INVALID, "tool_output_conflict"),
     "method_not_allowed": ErrorKind(405, _INVALID, "method_not_allowed"),
     "context_length_exceeded": ErrorKind(400, _INVALID, "context_length_exceeded"),
     "invalid_prompt": ErrorKind(400, _INVALID, "invalid_prompt"),
@@ -55,6 +56,9 @@ ERRORS: Final[dict[str, ErrorKind]] = {
     "websocket_connection_limit_reached": ErrorKind(400, _INVALID, "websocket_connection_limit_reached"),
     "websocket_disabled": ErrorKind(426, _INVALID, "websocket_disabled"),
     "resume_window_exceeded": ErrorKind(409, _INVALID, "resume_window_exceeded"),
+    # Idempotency keys.
+    "idempotency_key_reused": ErrorKind(409, _INVALID, "idempotency_key_reused"),
+    "idempotency_key_in_use": ErrorKind(409, _INVALID, "idempotency_key_in_use"),
     # Who asks.
     "invalid_api_key": ErrorKind(401, _INVALID, "invalid_api_key"),
     "origin_not_allowed": ErrorKind(403, _INVALID, "origin_not_allowed"),
@@ -174,3 +178,9 @@ def error_of(error: Mapping[str, Any]) -> ProtocolError:
     code: object = error.get("code")
     known = isinstance(code, str) and code in ERRORS
     return ProtocolError(str(code) if known else "upstream_error", str(error.get("message") or "The upstream failed."))
+
+
+def failure_of(error: Mapping[str, Any]) -> ProtocolError:
+    """What `ProtocolError.failure` was made of, as far as it tells."""
+    codes = (code for code, kind in ERRORS.items() if kind.wire_code == error.get("code"))
+    return ProtocolError(next(codes, "internal_error"), str(error.get("message")))

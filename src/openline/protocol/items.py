@@ -8,7 +8,7 @@ Source: Responses API reference, "Items".
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import msgspec
@@ -52,6 +52,7 @@ class _Head(msgspec.Struct):
 
 
 _head = msgspec.json.Decoder(_Head)
+_fields = msgspec.json.Decoder(dict[str, Any])
 
 # A call of one of these types waits for an output of the type beside it.
 # Hosted calls (web_search_call, …) are not here: nobody has to answer them.
@@ -124,6 +125,9 @@ class OpenCalls:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def __contains__(self, call_id: str) -> bool:
+        return call_id in self._waiting
+
     def __repr__(self) -> str:
         return f"<OpenCalls waiting={len(self._waiting)}>"
 
@@ -156,6 +160,66 @@ class OpenCalls:
             if not item.answers_later:
                 message = f"No tool output found for {_words(item.type)} {call_id}."
                 raise ProtocolError("invalid_request", message, param="input")
+
+
+def without_repeats(
+    items: Sequence[Item], calls: OpenCalls, answers: Callable[[], Mapping[str, Item]]
+) -> Sequence[Item]:
+    """The items without the outputs that came before: a client that does not know whether one arrived sends it again.
+
+    Args:
+        calls: those that wait before these items.
+        answers: the latest output of each call before these items; asked for only if it is needed.
+
+    Raises:
+        ProtocolError: a call that has its output gets another one.
+
+    Source: docs/adr/0010.
+    """
+    if not any(item.type in _OUTPUTS for item in items):
+        return items
+    called: set[str] = set()
+    answered: dict[str, Item] = {}
+    earlier: Mapping[str, Item] | None = None
+    kept: list[Item] = []
+    for item in items:
+        call_id = item.call_id
+        if call_id is not None and item.type in OUTPUT_OF_CALL:
+            called.add(call_id)
+            answered.pop(call_id, None)
+        elif call_id is not None and item.type in _OUTPUTS:
+            first = answered.get(call_id)
+            if first is None and call_id not in called and call_id not in calls:
+                earlier = answers() if earlier is None else earlier
+                first = earlier.get(call_id)
+            if first is not None:
+                _require_same(first, item)
+                continue
+            answered[call_id] = item
+        kept.append(item)
+    return kept
+
+
+def answers_in(items: Iterable[Item]) -> dict[str, Item]:
+    """The latest output of each call, by the call's id."""
+    return {item.call_id: item for item in items if item.call_id is not None and item.type in _OUTPUTS}
+
+
+def _require_same(first: Item, again: Item) -> None:
+    if first.raw != again.raw and _said(first) != _said(again):
+        message = (
+            f"The call {again.call_id} has its output already, and this one is different: expected the same, or none."
+        )
+        raise ProtocolError("tool_output_conflict", message, param="input")
+
+
+def _said(output: Item) -> dict[str, Any]:
+    """What an output tells the model: all of it but what it is called, and that it is whole."""
+    try:
+        fields = _fields.decode(output.raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):  # nobody has read all of it so far
+        return {"raw": output.raw}
+    return {**fields, "status": fields.get("status") or "completed", "id": None}
 
 
 def _words(item_type: str) -> str:

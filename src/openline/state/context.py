@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from openline.protocol.context import Projection
-from openline.protocol.items import Item, OpenCalls
+from openline.protocol.items import Item, OpenCalls, answers_in, without_repeats
 
 S = TypeVar("S")
 
@@ -64,7 +64,16 @@ class ContextNode:
         return f"<ContextNode items={self.depth} own={len(self.own_items)} open_calls={len(self.open_calls)}>"
 
     def extend(self, items: Sequence[Item]) -> ContextNode:
-        """This context with `items` behind it."""
+        """This context with `items` behind it, without the tool outputs that it has already.
+
+        Raises:
+            ProtocolError: an output differs from the one that its call has, or answers a call that nobody made.
+        """
+        start = _summary_at(items)
+        if start is None:
+            items = without_repeats(items, self.open_calls, lambda: answers_in(self.items()))
+        else:  # nothing before the summary is read any more
+            items = [*items[:start], *without_repeats(items[start:], OpenCalls(), dict)]
         return ContextNode(self, items) if items else self
 
     def items(self) -> Iterator[Item]:
