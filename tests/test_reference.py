@@ -31,9 +31,10 @@ PAGE = (Path(__file__).parent.parent / "docs" / "reference" / "create.md").read_
 ROWS = {field: fates.split(", ") for field, fates in re.findall(r"^\| `(\w+)` \| ([\w, ]+) \|", PAGE, re.MULTILINE)}
 FATES = {"acts", "passed on", "echoed", "refused", "accepted"}
 
-# What the SDK's event type does not have: of Open Responses, of the beta for several agents, of Codex.
-MORE = {"presence_penalty", "frequency_penalty", "multi_agent", "client_metadata"}
+# What the SDK's event type does not have: of Open Responses, of the beta for several agents, of Codex, of ours.
+MORE = {"presence_penalty", "frequency_penalty", "multi_agent", "client_metadata", "idempotency_key", "starting_after"}
 OF_SOCKETS = {"type", "stream_id"}
+OF_EARLIER = {"previous_response_id", "conversation", "starting_after"}  # about something that has to be there
 TOOL = {"type": "function", "name": "f", "description": None, "parameters": {"type": "object"}, "strict": None}
 
 # A value of each field that is not its default, and beside it what it needs to be taken.
@@ -74,6 +75,7 @@ SAMPLES = {
     "image": {"context_compression": "disabled"},
     "multi_agent": {"enabled": True},
     "client_metadata": {"a": "b"},
+    "idempotency_key": "key-1",
     "prompt": {"id": "p"},
 }
 BESIDE = {"tool_choice": {"tools": [TOOL]}, "parallel_tool_calls": {"tools": [TOOL]}}
@@ -124,7 +126,7 @@ def test_every_line_says_something_that_is_tried():
     assert all(f"* **{fate}**: " in PAGE for fate in FATES)
     assert set(fields_that("acts")) == set(ACTS)
     assert set(fields_that("passed on")) == set(OVER_CHAT)
-    assert set(SAMPLES) == set(ROWS) - OF_SOCKETS - {"previous_response_id", "conversation"}
+    assert set(SAMPLES) == set(ROWS) - OF_SOCKETS - OF_EARLIER
 
 
 # --- Echoed, refused, accepted ---------------------------------------------------------------------
@@ -160,7 +162,7 @@ async def test_what_is_echoed_is_in_the_response(server, field):
     assert response[field] == echoed
 
 
-@pytest.mark.parametrize("field", sorted(set(ROWS) - set(fields_that("echoed", "refused")) - OF_SOCKETS))
+@pytest.mark.parametrize("field", sorted(set(ROWS) - set(fields_that("echoed", "refused")) - OF_SOCKETS - OF_EARLIER))
 async def test_what_is_not_echoed_is_not_in_the_response(server, field):
     """Nobody is told that something was done that was not."""
     answer = await create(server, **{field: SAMPLES[field]})
@@ -418,6 +420,20 @@ async def conversation_is_summed_up(server, hand):
     for text in ("A summary.", "An answer."):
         (await hand.next_turn()).answer(text)
     assert [item["type"] for item in (await posting).json["output"]] == ["compaction", "message"]
+
+
+@acts("idempotency_key")
+async def key_is_of_one_turn(server, hand):
+    first, _ = await answered(hand, create(server, idempotency_key="k"))
+    assert (await create(server, idempotency_key="k")).json == first.json
+    assert hand.is_idle
+
+
+@acts("starting_after")
+async def rest_is_read(server, hand):
+    first, _ = await answered(hand, create(server, idempotency_key="k", stream=True))
+    rest = await create(server, idempotency_key="k", stream=True, starting_after=3)
+    assert rest.events == first.events[4:]
 
 
 @pytest.mark.parametrize("field", fields_that("acts"))

@@ -79,7 +79,12 @@ class ResumeSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seconds: Seconds = 300.0  # OpenAI keeps unstored background responses for ten minutes
     bytes_max: Count = 64 * 1024 * 1024
     background_active_max: Count = 256
+    detached_active_max: Count = (
+        256  # of turns with a key that run without readers; one more, and the oldest is stopped
+    )
     lease_seconds: Seconds = 15.0  # a process that has not said for so long that its turns run has stopped
+    # For a turn of another process; longer than a lease and its sweep, and shorter than proxies stand silence.
+    claim_wait_seconds_max: Seconds = 30.0
 
 
 class StoreSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -30,6 +30,7 @@ from openline.protocol.states import TERMINAL_EVENTS
 _NOT_PASSED_ON: Final = frozenset(
     {"type", "stream_id", "generate", "stream", "stream_options", "background", "store", "input", "model"}
     | {"previous_response_id", "conversation", "client_metadata", "context_management"}
+    | {"idempotency_key", "starting_after"}
 )
 # Whether it is the event's own type is decided by decoding; this is to decode one event a turn and not each.
 _TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')

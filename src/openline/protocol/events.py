@@ -8,6 +8,7 @@ Source: Responses API reference, "Create a response"; WebSocket mode guide, "res
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -112,6 +113,8 @@ class Create(msgspec.Struct, frozen=True, kw_only=True):
     service_tier: str | None = None
     safety_identifier: str | None = None
     user: str | None = None
+    idempotency_key: str | None = None
+    starting_after: Annotated[int, Meta(ge=0)] | None = None
 
     @property
     def generates(self) -> bool:
@@ -238,6 +241,8 @@ _BAD_STREAM_ID: Final = (
 )
 _OTHER_TYPES: Final = frozenset({"response.cancel", "response.inject", "response.processed"})
 
+_KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?\Z")  # what a header can hold, and gives back as it was
+
 # Fields that ask for what this server does not do. None of them is lost silently.
 _REFUSED: Final = {
     "prompt": "prompt templates are not supported; send 'instructions' and 'input'",
@@ -286,13 +291,18 @@ def read_client_event(message: str | bytes) -> ClientEvent:
     return event
 
 
-def read_http_create(body: bytes) -> HttpCreate:
+def read_http_create(body: bytes, idempotency_key: str | None = None) -> HttpCreate:
     """The body of `POST /v1/responses`.
+
+    Args:
+        idempotency_key: the header; the body may name the same key.
 
     Raises:
         ProtocolError: it is not JSON, or a field is of a wrong type or not supported.
     """
     create = read_body(body, _http_create)
+    if idempotency_key is not None:
+        create = _with_key(create, idempotency_key)
     refusal = _not_supported(create, on_socket=False)
     if refusal is not None:
         raise refusal
@@ -312,6 +322,13 @@ def read_body(body: bytes, decoder: msgspec.json.Decoder[B]) -> B:
         raise wrong_type(error) from None
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise _not_json(error) from None
+
+
+def _with_key(create: HttpCreate, header: str) -> HttpCreate:
+    if create.idempotency_key not in {None, header}:
+        message = "'idempotency_key' is not what the header 'Idempotency-Key' says: expected the same, or one of them."
+        raise ProtocolError("invalid_value", message, param="idempotency_key")
+    return msgspec.structs.replace(create, idempotency_key=header)
 
 
 def read_input(create: Create) -> list[Item]:
@@ -343,6 +360,13 @@ def _not_supported(create: Create, *, on_socket: bool) -> ProtocolError | None:
     if create.background and on_socket:
         message = "'background' is not supported over WebSocket: use HTTP."
         return ProtocolError("unsupported_parameter", message, param="background")
+    if create.idempotency_key is not None and not _KEY.match(create.idempotency_key):
+        expected = "1 to 255 printable characters of ASCII, without a blank at either end"
+        message = f"'idempotency_key' is not valid: expected {expected}."
+        return ProtocolError("invalid_value", message, param="idempotency_key")
+    if create.starting_after is not None and create.idempotency_key is None:
+        message = "'starting_after' says from where on to read a turn again: expected its 'idempotency_key' beside it."
+        return ProtocolError("invalid_value", message, param="starting_after")
     if create.multi_agent is not None and create.multi_agent.get("enabled"):
         return ProtocolError("unsupported_parameter", "'multi_agent' is not supported.", param="multi_agent")
     return None

@@ -22,7 +22,7 @@ from openline.engines.router import Router
 from openline.protocol.connection import Limits
 from openline.protocol.errors import ProtocolError
 from openline.server import cors, frames
-from openline.server.asgi import ClientGone, Receive, Scope, Send, send_error
+from openline.server.asgi import ClientGone, Receive, Scope, Send, error_headers, send_error
 from openline.server.catalogue import catalogue, openai_entry
 from openline.server.compacting import Compacting
 from openline.server.conversations import Conversations
@@ -145,6 +145,7 @@ class App:
             send,
             owner=owner,
             request_id=request_id,
+            idempotency_key=header(scope["headers"], b"idempotency-key"),
             content_length=int(header(scope["headers"], b"content-length") or 0),
             message_bytes_max=self._limits.message_bytes_max,
             send_buffer_bytes_max=self._limits.send_buffer_bytes_max,
@@ -197,16 +198,9 @@ class Endpoints:
     def routes(self) -> RouteList:
         """Below `/v1`."""
         return [
-            ("GET", "/responses", self.responses_index),
             ("GET", "/models", self.list_models),
             ("GET", "/models/{model_id:path}", self.get_model),
         ]
-
-    async def responses_index(self, request: Request) -> Response:
-        """`GET /v1/responses` without an upgrade: there is no list of responses."""
-        self._guard.admit(request.headers.raw)
-        message = "Only POST, or a WebSocket upgrade, is answered here."
-        raise ProtocolError("method_not_allowed", message, headers={"allow": "POST"})
 
     async def list_models(self, request: Request) -> Response:
         """`GET /v1/models`: OpenAI's list and Codex's, with a tag to ask by whether they are still the same."""
@@ -298,7 +292,7 @@ async def _answer_error(_: Request, error: Exception) -> Response:
         error = store_unavailable(error)
     assert isinstance(error, ProtocolError), "only these two are routed here"
     response = json_answer(error.envelope(), error.status)
-    response.headers.update(error.headers)
+    response.headers.update(error_headers(error))
     return response
 
 

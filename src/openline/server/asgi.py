@@ -39,9 +39,16 @@ async def send_json(
     await send({"type": f"{prefix}.body", "body": body})
 
 
+def error_headers(error: ProtocolError) -> dict[str, str]:
+    """The headers of an error's answer. SDKs repeat what got a 409 unless they are told that it will not change."""
+    if error.status == 409 and "retry-after" not in error.headers:
+        return {**error.headers, "x-should-retry": "false"}
+    return error.headers
+
+
 async def send_error(send: Send, error: ProtocolError, request_id: str, *, prefix: str = "http.response") -> None:
     """An error as the JSON envelope, with its status and its headers."""
-    extra = [(name.encode(), value.encode("latin-1")) for name, value in error.headers.items()]
+    extra = [(name.encode(), value.encode("latin-1")) for name, value in error_headers(error).items()]
     body = msgspec.json.encode(error.envelope())
     await send_json(send, error.status, body, answer_headers(request_id, extra), prefix=prefix)
 

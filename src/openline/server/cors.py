@@ -19,7 +19,10 @@ def answering(send: Send, origin: str) -> Send:
     """A `send` whose answers this origin's pages may read, our own headers included."""
     headers: HeaderList = [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-expose-headers", b"openline-version, openline-dropped-tools, x-request-id, retry-after"),
+        (
+            b"access-control-expose-headers",
+            b"openline-version, openline-dropped-tools, x-request-id, x-should-retry, retry-after",
+        ),
         (b"vary", b"Origin"),
     ]
 

@@ -9,10 +9,11 @@ from typing import Final
 
 import msgspec
 
-from openline.protocol.errors import ProtocolError
+from openline.protocol.errors import ProtocolError, failure_of
 from openline.protocol.events import read_http_create
 from openline.server.asgi import ClientGone, Receive, Send, answer_headers, read_body, send_error, send_json, until_gone
 from openline.server.event_stream import send_event_stream
+from openline.turns.attachment import Attachment
 from openline.turns.bind import TurnRequest
 from openline.turns.log import LogReader, ReaderLagged, Window
 from openline.turns.registry import Registry
@@ -29,6 +30,7 @@ async def create_response(
     *,
     owner: str,
     request_id: str,
+    idempotency_key: str | None,
     content_length: int,
     message_bytes_max: int,
     send_buffer_bytes_max: int,
@@ -39,48 +41,53 @@ async def create_response(
     """
     try:
         body = await read_body(receive, message_bytes_max, declared=content_length)
-        create = read_http_create(body)
-        streams = bool(create.stream)
+        create = read_http_create(body, idempotency_key)
         request = TurnRequest(
             owner=owner,
             create=create,
             body=body,
             request_id=request_id,
-            transport="sse" if streams else "json",
+            transport="sse" if create.stream else "json",
         )
-        turn = registry.start(request, Window(send_buffer_bytes_max))
-        with turn.log.deliver() as reader:
-            answering = _answer(turn, reader, send, request_id)
-            await until_gone(receive, answering)
+        attachment = registry.attach(request, Window(send_buffer_bytes_max))
+        try:
+            await until_gone(receive, _answer(attachment, send, request_id))
+        finally:
+            attachment.leave()
     except ProtocolError as error:
         await send_error(send, error, request_id)
     except ClientGone:
         return
 
 
-async def _answer(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
-    if turn.request.streams:
-        await send_event_stream(send, reader.read, request_id, lambda: _dropped_tools(turn), may_be_refused=True)
-    elif turn.request.in_background:
-        await _send_queued(turn, reader, send, request_id)
+async def _answer(attachment: Attachment, send: Send, request_id: str) -> None:
+    await attachment.admitted()
+    turn = attachment.turn
+    if attachment.request.streams:
+        read = attachment.reader.read
+        await send_event_stream(send, read, request_id, lambda: _dropped_tools(turn), may_be_refused=True)
+    elif attachment.request.in_background:
+        await _send_as_it_stands(attachment, send, request_id)
     else:
-        await _send_answer(turn, reader, send, request_id)
+        await _send_final(turn, attachment.reader, send, request_id)
 
 
-async def _send_queued(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
-    """The response as it was created: it goes on without its client."""
+async def _send_as_it_stands(attachment: Attachment, send: Send, request_id: str) -> None:
+    """The response as it was created, or for a client that comes back as it is now: it goes on without its client."""
+    turn = attachment.turn
     with suppress(ReaderLagged):  # what it has written since may be more than is kept
-        await reader.read()
-    assert turn.writer is not None, "a turn that was not refused is being written"
-    queued = msgspec.json.encode(turn.writer.builder.queued)
-    await send_json(send, 200, queued, answer_headers(request_id, _dropped_tools(turn)))
+        await attachment.reader.read()
+    writer = turn.writer if attachment.is_first else None
+    response = writer.builder.queued if writer is not None else turn.snapshot()
+    await send_json(send, 200, msgspec.json.encode(response), answer_headers(request_id, _dropped_tools(turn)))
 
 
-async def _send_answer(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
-    while await reader.read():
-        pass  # the fold's last value is all that this client wants
+async def _send_final(turn: Turn, reader: LogReader, send: Send, request_id: str) -> None:
+    await reader.to_the_end()
     response = turn.log.response
     assert response is not None, "a turn that was not refused ends with its response"
+    if response["status"] == "failed":  # of which another client has seen the events; this one gets the real status
+        raise turn.error or failure_of(response["error"])
     await send_json(send, 200, msgspec.json.encode(response), answer_headers(request_id, _dropped_tools(turn)))
 
 

@@ -1,7 +1,7 @@
 """What can be asked about a response after its create: fetch it, read its events again, list its input, cancel, delete.
 
-A response that runs in the background, or ended there a moment ago, is answered from memory, every other one
-from the store. What is another owner's is unknown.
+A response that runs in the background or under an idempotency key, or ended a moment ago, is answered from memory, every
+other one from the store. What is another owner's is unknown.
 
 Source: Responses API reference, "Get", "Delete", "Cancel", "List input items"; Background mode guide.
 """
@@ -30,6 +30,7 @@ from openline.state.sealing import Seal
 from openline.state.store import Store, StoredTurn
 from openline.turns.leases import cancel_elsewhere
 from openline.turns.registry import Registry
+from openline.turns.replay import whole_stream
 from openline.turns.turn import Turn
 
 
@@ -40,7 +41,6 @@ class _Kept(msgspec.Struct):
 _kept: Final = msgspec.json.Decoder(_Kept)
 _fields: Final = msgspec.json.Decoder(dict[str, Any])
 _raw_items: Final = msgspec.json.Decoder(list[msgspec.Raw])
-_FINAL: Final = frozenset({"completed", "incomplete", "failed"})
 
 
 class StoredResponses:
@@ -54,11 +54,29 @@ class StoredResponses:
     def routes(self) -> RouteList:
         """Below `/v1`."""
         return [
+            ("GET", "/responses", self.of_key),
             ("GET", "/responses/{response_id}", self.get),
             ("DELETE", "/responses/{response_id}", self.delete),
             ("POST", "/responses/{response_id}/cancel", self.cancel),
             ("GET", "/responses/{response_id}/input_items", self.input_items),
         ]
+
+    async def of_key(self, request: Request) -> Response:
+        """`GET /v1/responses?idempotency_key=K`: the response that the key stands for. Without a key there is no list."""
+        owner = self._guard.admit(request.headers.raw)
+        key = request.query_params.get("idempotency_key")
+        if key is None:
+            message = "Only POST, a WebSocket upgrade, or a GET with 'idempotency_key', is answered here."
+            raise ProtocolError("method_not_allowed", message, headers={"allow": "POST"})
+        held = self._registry.held.of_key(owner, key)
+        if held is None:
+            kept = await self._store.of_key(owner, key)
+            if kept is not None:
+                return _plain(kept.turn)
+        elif held.is_known:
+            held.is_shown = True
+            return json_answer(held.snapshot())
+        raise ProtocolError("not_found", f"No response with the idempotency key '{key[:255]}' was found.")
 
     async def get(self, request: Request) -> Response:
         """`GET /v1/responses/{id}`: the response as it stands, or its events after `starting_after`."""
@@ -136,11 +154,7 @@ class StoredResponses:
         kept = await self._store.events(owner, response_id)
         if kept is None:
             raise _no_events()
-        events = kept.split(b"\n")
-        if turn.status in _FINAL:
-            head = f'{{"type":"response.{turn.status}","sequence_number":{len(events)},"response":'.encode()
-            events.append(b"%b%b}" % (head, turn.response))
-        return _Events(events[first:])
+        return _Events(whole_stream(turn, kept)[first:])
 
 
 def no_such_response(response_id: str) -> ProtocolError:
@@ -155,7 +169,8 @@ async def stopped(turn: Turn) -> None:
 
 
 def _no_events() -> ProtocolError:
-    message = "The events of this response are not kept: only those created with 'background' and 'stream' are."
+    created = "'background' and 'stream', or with an idempotency key,"
+    message = f"The events of this response are not kept: only those created with {created} are."
     return ProtocolError("invalid_request", message, param="stream")
 
 
@@ -223,7 +238,7 @@ class _Followed(Response):
 
     def __init__(self, turn: Turn, first: int) -> None:
         super().__init__()
-        if not turn.request.streams:
+        if not turn.request.keeps_events:
             raise _no_events()
         if not turn.log.reaches(first):
             message = f"Events {first} and on of response '{turn.id}' are no longer all kept: fetch the response."

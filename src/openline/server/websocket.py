@@ -6,7 +6,7 @@ Source: WebSocket mode guide.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -21,12 +21,14 @@ from openline.protocol.steering import Steered, Steers
 from openline.server import frames
 from openline.server.asgi import ClientGone, Message, Receive, Send, answer_headers
 from openline.state.cache import ConnectionCache
+from openline.turns.attachment import Attachment
 from openline.turns.bind import TurnRequest
-from openline.turns.log import LogReader, Window
+from openline.turns.log import ReaderLagged, Window
 from openline.turns.registry import Registry
 from openline.turns.turn import Turn
 
 GOING_AWAY: Final = 1001
+_PIECE_BYTES_MAX: Final = 64 * 1024  # with an event above it; as for HTTP
 
 
 class SocketLimits(msgspec.Struct, frozen=True):
@@ -78,8 +80,9 @@ class Socket:
         self._cache = ConnectionCache()
         self._window = Window(limits.send_buffer_bytes_max)
         self._group: asyncio.TaskGroup
-        self._turns: dict[str | None, Turn] = {}  # what runs, by lane
+        self._running: dict[str | None, Attachment] = {}  # what runs, or is read again, by lane
         self._deliveries: set[asyncio.Task[None]] = set()
+        self._delivering: dict[str | None, asyncio.Task[None]] = {}  # what runs, by lane
         self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
         self._idle = asyncio.Event()
         self._idle.set()
@@ -108,7 +111,7 @@ class Socket:
                 for delivery in self._deliveries:
                     delivery.cancel()
                 for warmed in self._warmed.values():
-                    warmed.stop()
+                    warmed.stop_prefill()
         if self._closed:
             await self._await_close()
 
@@ -143,10 +146,14 @@ class Socket:
                 async with asyncio.timeout(grace_seconds):
                     await self._start_turns()  # the refusals of what waited
                     await self._idle.wait()
-            for turn in self._turns.values():
-                turn.stop()
+            for stream_id, attachment in list(self._running.items()):
+                if attachment.turn.key is not None and last is not None:
+                    self._leave_running(stream_id)
+                else:
+                    attachment.turn.stop()
             try:
                 async with asyncio.timeout(frames.LAST_WORDS_SECONDS_MAX):
+                    await self._start_turns()
                     await self._idle.wait()
                     await self._give_back(self._steers.take_all(), "The connection takes no more creates.")
                     if last is not None:
@@ -155,6 +162,12 @@ class Socket:
                     self._closed = True
             except TimeoutError:
                 await self._send({"type": frames.CUT})
+
+    def _leave_running(self, stream_id: str | None) -> None:
+        """A turn with a key goes on without this connection: its client comes back to it on another one."""
+        del self._running[stream_id]
+        self._delivering.pop(stream_id).cancel()
+        self._connection.end_turn(stream_id)
 
     # What comes in.
 
@@ -188,23 +201,26 @@ class Socket:
         Source: WebSocket mode guide, "Cancelling".
         """
         if cancel.response_id is not None:
-            turn = self._running(cancel.response_id)
+            attachment = self._reading(cancel.response_id)
         else:
-            turn = self._turns.get(None)
+            attachment = self._running.get(None)
             if self._connection.cancel_queued(None):
                 await self._give_back(self._steers.take(None), "It was cancelled before its successor started.")
-        if turn is not None:
-            turn.stop()
+        if attachment is not None:
+            attachment.turn.stop()
 
-    def _running(self, response_id: str) -> Turn | None:
-        return next((turn for turn in self._turns.values() if turn.id == response_id and turn.is_known), None)
+    def _reading(self, response_id: str) -> Attachment | None:
+        """Where a response runs here; one that is read on two lanes belongs to either."""
+        reading = (each for each in self._running.values() if each.turn.response_id == response_id)
+        return next((each for each in reading if each.turn.is_known), None)
 
     # Steering.
 
     def _steer(self, steer: Steer) -> None:
-        turn = self._running(steer.previous_response_id)
-        if turn is None:
+        attachment = self._reading(steer.previous_response_id)
+        if attachment is None:
             raise self._steers.too_late(steer)
+        turn = attachment.turn
         if turn.log.ended:  # and its end has not been read yet
             raise steering.already_completed(steer)
         steering.require_support(steer, turn.request.create)
@@ -212,17 +228,17 @@ class Socket:
         self._steers.admit(steer)
         steered = Steered(self._registry.new_id("steer"), steer, items)
         turn.tell(steering.ACCEPTED, steering.accepted(steered))
-        self._steers.add(turn.request.stream_id, steered)
+        self._steers.add(attachment.request.stream_id, steered)
         turn.yield_at_boundary()
 
     async def _refuse_steer(self, refused: SteerRefused) -> None:
         """Say so: in the response's own log, as long as that is read."""
-        turn = self._running(refused.steer.previous_response_id)
+        attachment = self._reading(refused.steer.previous_response_id)
         fields = steering.failed(refused)
-        if turn is None:
+        if attachment is None:
             await self._tell_of(refused.steer.previous_response_id, steering.FAILED, fields)
         else:
-            turn.tell(steering.FAILED, fields)
+            attachment.turn.tell(steering.FAILED, fields)
             await self._window.opened()  # the input goes back, and may be large
 
     async def _give_back(self, steered: Iterable[Steered], why: str) -> None:
@@ -238,15 +254,15 @@ class Socket:
         """An event about a response that has ended: it belongs to this connection only."""
         await self._tell(event_type, self._steers.number(response_id), fields, self._steers.lane_of(response_id))
 
-    async def _successor(self, turn: Turn) -> Start | None:
+    async def _successor(self, attachment: Attachment) -> Start | None:
         """What goes on by itself behind a turn that was steered; None if nothing does.
 
         Source: Mid-turn steering guide, "Outcomes".
         """
-        stream_id, response = turn.request.stream_id, turn.log.response
+        stream_id, response = attachment.request.stream_id, attachment.turn.log.response
         if response is None:
             return None
-        self._steers.ended(stream_id, response["id"], len(turn.log))
+        self._steers.ended(stream_id, response["id"], len(attachment.turn.log))
         waiting = self._steers.waiting(stream_id)
         if not waiting or self._connection.is_continued(stream_id, response["id"]):
             return None
@@ -257,7 +273,7 @@ class Socket:
             for steered in waiting:
                 await self._tell_of(response["id"], steering.PENDING, steering.pending(steered, required))
             return None
-        return continued(turn.request, response["id"])
+        return continued(attachment.request, response["id"])
 
     # Turns.
 
@@ -267,13 +283,17 @@ class Socket:
                 await self._start(entry)
             else:
                 self._cache.evict_failed(self._owner, entry.stream_id, entry.previous_response_id)
-                await self._refuse(entry.error, entry.stream_id)
-                await self._give_back_refused(self._steers.take(entry.stream_id), entry.error)
-                self._connection.end_turn(entry.stream_id)
+                await self._refuse_in_lane(entry.error, entry.stream_id, self._steers.take(entry.stream_id))
         if self._connection.is_idle:
             self._idle.set()
         else:
             self._idle.clear()
+
+    async def _refuse_in_lane(self, error: ProtocolError, stream_id: str | None, steers: Iterable[Steered]) -> None:
+        """Answer what stands at a lane's head by an error, and let the lane go on."""
+        await self._refuse(error, stream_id)
+        await self._give_back_refused(steers, error)
+        self._connection.end_turn(stream_id)
 
     async def _start(self, start: Start) -> None:
         create = start.create
@@ -287,27 +307,30 @@ class Socket:
         if any(each.steer.previous_response_id != create.previous_response_id for each in steers):
             steers, left = (), steers
         if warmed := self._warmed.pop(stream_id, None):
-            warmed.stop()  # the turn brings the whole prefix itself
-        turn = self._registry.start(
-            TurnRequest(
-                owner=self._owner,
-                create=create,
-                body=start.body,
-                request_id=self._request_id,
-                transport="websocket",
-                cache=self._cache,
-                stream_id=stream_id,
-                steers=steers,
-                is_successor=start.is_successor,
-            ),
-            self._window,
+            warmed.stop_prefill()  # the turn brings the whole prefix itself
+        request = TurnRequest(
+            owner=self._owner,
+            create=create,
+            body=start.body,
+            request_id=self._request_id,
+            transport="websocket",
+            cache=self._cache,
+            stream_id=stream_id,
+            steers=steers,
+            is_successor=start.is_successor,
         )
-        self._turns[stream_id] = turn
+        try:
+            attachment = self._registry.attach(request, self._window)
+        except ProtocolError as refused:  # for its key: nothing was tried, so the parent stays
+            await self._give_back(left, "The lane went on without it.")
+            await self._refuse_in_lane(refused, stream_id, steers)
+            return
+        self._running[stream_id] = attachment
         if not create.generates:
-            self._warm(stream_id, turn)
-        # The reader is there before its task runs, so that a peer that is gone by then still abandons its turn.
-        reader = turn.log.deliver()
-        self._spawn(self._deliver(turn, reader, left)).add_done_callback(lambda _: reader.leave())
+            self._warm(stream_id, attachment.turn)
+        # It reads before its task runs, so that a peer that is gone by then still abandons its turn.
+        delivery = self._delivering[stream_id] = self._spawn(self._deliver(attachment, left))
+        delivery.add_done_callback(lambda _: attachment.leave())
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
@@ -325,20 +348,26 @@ class Socket:
         self._warmed[stream_id] = turn
         turn.task.add_done_callback(forget)
 
-    async def _deliver(self, turn: Turn, reader: LogReader, left: Sequence[Steered]) -> None:
+    async def _deliver(self, attachment: Attachment, left: Sequence[Steered]) -> None:
         """Write one turn's events, behind the steers that it left; then let its lane go on."""
-        stream_id = turn.request.stream_id
+        stream_id = attachment.request.stream_id
         with suppress(ClientGone):
             await self._give_back(left, "The lane went on without it.")
             try:
-                while events := await reader.read():
-                    await self._write([frame(event, stream_id) for event in events])
+                await attachment.admitted()
+                while events := await attachment.reader.read():
+                    for piece in _pieces(events) if attachment.turn.log.is_kept else (events,):
+                        await self._write([frame(event, stream_id) for event in piece])
+            except ReaderLagged as lagged:
+                error = ProtocolError("resume_window_exceeded", str(lagged), param="starting_after")
+                await self._refuse(error, stream_id)
             except ProtocolError as refusal:
-                if not turn.request.is_successor:
+                if not attachment.request.is_successor:
                     await self._refuse(refusal, stream_id)
-                await self._give_back_refused(turn.request.steers, refusal)
-            del self._turns[stream_id]
-            self._connection.end_turn(stream_id, await self._successor(turn))
+                await self._give_back_refused(attachment.request.steers, refusal)
+            del self._running[stream_id], self._delivering[stream_id]
+            attachment.leave()  # before anything else can become the latest of its lane
+            self._connection.end_turn(stream_id, await self._successor(attachment))
             await self._start_turns()
 
     # What goes out.
@@ -365,8 +394,21 @@ def continued(request: TurnRequest, response_id: str) -> Start:
     """The create of a successor that starts by itself: its settings are the response's own, its input is what waits."""
     create = request.create
     assert isinstance(create, SocketCreate), "only a socket's responses are steered"
-    create = msgspec.structs.replace(create, previous_response_id=response_id, input=None)
+    create = msgspec.structs.replace(
+        create, previous_response_id=response_id, input=None, idempotency_key=None, starting_after=None
+    )
     return Start(create, request.body, is_successor=True)
+
+
+def _pieces(events: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """What is read again may be long: a slow client's buffer is not to hold all of it."""
+    start = size = 0
+    for index, event in enumerate(events):
+        size += len(event)
+        if size > _PIECE_BYTES_MAX:
+            yield events[start : index + 1]
+            start, size = index + 1, 0
+    yield events[start:]
 
 
 def _goes_on(response: Event) -> bool:

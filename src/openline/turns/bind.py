@@ -85,6 +85,19 @@ class TurnRequest(msgspec.Struct, frozen=True):
         """
         return self.create.background is True
 
+    @property
+    def key(self) -> str | None:
+        """Its idempotency key, by which its client can come back to it. A successor has none.
+
+        Source: docs/adr/0009.
+        """
+        return None if self.is_successor else self.create.idempotency_key
+
+    @property
+    def keeps_events(self) -> bool:
+        """Whether its events can be read again, from the store too."""
+        return self.key is not None or (self.in_background and self.streams)
+
 
 class Bound(msgspec.Struct, frozen=True):
     """A request whose parent, model and engine have been found.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -19,37 +20,52 @@ from openline.state.sealing import Seal
 from openline.state.store import (
     Appended,
     ConversationItem,
+    Key,
+    KeyTaken,
     NotAppended,
+    NotUnfinished,
     Store,
     StoredTurn,
     StoreUnavailable,
     store_unavailable,
 )
 from openline.turns.bind import Bound, Parts, TurnRequest
-from openline.turns.log import TurnLog
+from openline.turns.turn import Turn
 
 _encoder: Final = msgspec.json.Encoder()
 _fields: Final = msgspec.json.Decoder(dict[str, Any])
 _raw_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])  # not read further: what is in them is the engine's
 
 
-async def begin(request: TurnRequest, bound: Bound, parts: Parts) -> None:
-    """Keep that a background turn runs, before its client is told, so that no restart loses it.
+async def begin(turn: Turn, bound: Bound, parts: Parts) -> None:
+    """Keep that a turn runs whose client may come back to it: no restart loses it, and no other process runs it too.
 
     Raises:
+        KeyTaken: another turn has its key meanwhile.
         ProtocolError: it could not be kept.
 
     Source: Background mode guide; guarantee of durability: what is acknowledged is committed.
     """
+    request = turn.request
     if request.create.stores:
+        key = None if turn.key is None else Key(turn.key, turn.body_hash)
         row = msgspec.structs.replace(_row(bound, bound.response), chainable=False, lease_until=lease_end(parts))
-        await _put(parts.store, request.owner, row)
+        await _put(parts.store, request.owner, row, key=key)
+        turn.is_claimed = True
 
 
-async def keep(request: TurnRequest, bound: Bound, response: Event, parts: Parts, log: TurnLog) -> Event:
+async def let_go(turn: Turn, parts: Parts) -> None:
+    """It is refused after all: its key is free again. If the store cannot be used now, its lease runs out."""
+    if turn.is_claimed:
+        turn.is_claimed = False
+        with suppress(StoreUnavailable):
+            await parts.store.delete(turn.request.owner, turn.id)
+
+
+async def keep(turn: Turn, bound: Bound, response: Event, parts: Parts) -> Event:
     """Keep a response: in the store if it asks for that, and as its lane's latest if it can be continued.
 
-    Nothing is kept of a response whose output cannot be read back. Of a background response that is streamed
+    Nothing is kept of a response whose output cannot be read back. Of one that can be streamed again
     the events are kept too, but for the terminal one, which holds the response again.
 
     Returns:
@@ -58,30 +74,31 @@ async def keep(request: TurnRequest, bound: Bound, response: Event, parts: Parts
     Raises:
         ProtocolError: it could not be kept.
     """
+    request, log = turn.request, turn.log
     node = _node_behind(request, bound, response, parts.seal)
     appends = _appended(request, bound, response, int(parts.unix_time()))
     if request.create.stores:
-        events = b"\n".join(log.events()) if request.in_background and request.streams and log.is_whole else None
-        if request.in_background and (ended := await _ended_elsewhere(request, response["id"], parts)) is not None:
-            return ended
-        await _put(parts.store, request.owner, _row(bound, response), events, appends)
+        events = b"\n".join(log.events()) if request.keeps_events and log.is_whole else None
+        try:
+            await _put(parts.store, request.owner, _row(bound, response), events, appends, replaces=turn.is_claimed)
+        except NotUnfinished:
+            return await _ended_elsewhere(request, response["id"], parts)
+        turn.is_claimed = False
     elif appends is not None:
         await _append(parts.store, request.owner, appends)
-    if request.cache is not None and response["status"] != "failed":
+    if response["status"] != "failed":
         stored = request.create.stores and _is_chainable(bound)
-        request.cache.keep(request.owner, request.stream_id, Anchor(response["id"], node, bound.model, stored))
+        turn.keep_as_latest(Anchor(response["id"], node, bound.model, stored))
     return response
 
 
-async def _ended_elsewhere(request: TurnRequest, response_id: str, parts: Parts) -> Event | None:
-    """A background response as another process has ended it: cancelled for its client, or failed, as ours seemed gone.
+async def _ended_elsewhere(request: TurnRequest, response_id: str, parts: Parts) -> Event:
+    """A response as another process has ended it: cancelled for its client, or failed, as ours seemed gone.
 
     Raises:
         ProtocolError: it was deleted there, or the store cannot say.
     """
     try:
-        if await parts.store.renew([(request.owner, response_id)], lease_end(parts)):
-            return None
         row = await parts.store.get(request.owner, response_id)
     except StoreUnavailable as error:
         raise store_unavailable(error) from None
@@ -96,10 +113,19 @@ def lease_end(parts: Parts) -> int:
 
 
 async def _put(
-    store: Store, owner: str, row: StoredTurn, events: bytes | None = None, appends: Appended | None = None
+    store: Store,
+    owner: str,
+    row: StoredTurn,
+    events: bytes | None = None,
+    appends: Appended | None = None,
+    *,
+    key: Key | None = None,
+    replaces: bool = False,
 ) -> None:
     try:
-        await store.put(owner, row, events=events, appends=appends)
+        await store.put(owner, row, events=events, appends=appends, key=key, replaces=replaces)
+    except (KeyTaken, NotUnfinished):
+        raise
     except NotAppended as error:
         raise _not_appended(error) from None
     except StoreUnavailable as error:
@@ -139,15 +165,6 @@ def conversation_item(item: Item, item_id: str) -> ConversationItem:
     """An item that a client sent, under an id of ours: two that it gave the same one can stand in one conversation."""
     fields = _raw_fields.decode(item.wire)
     return ConversationItem(item_id, _encoder.encode({**fields, "type": item.type, "id": item_id}))
-
-
-def evict_failed_parent(request: TurnRequest) -> None:
-    """The turn was refused or failed: its parent leaves the connection's memory, if it was its lane's own.
-
-    Source: WebSocket mode guide, "Failed continuations".
-    """
-    if request.cache is not None:
-        request.cache.evict_failed(request.owner, request.stream_id, request.create.previous_response_id)
 
 
 def _node_behind(request: TurnRequest, bound: Bound, response: Event, seal: Seal) -> ContextNode:

@@ -24,6 +24,13 @@ from openline.turns.keep import lease_end
 _log: Final = logging.getLogger("openline.turns")
 
 
+class _Kept(msgspec.Struct):
+    background: bool = False
+
+
+_kept: Final = msgspec.json.Decoder(_Kept)
+
+
 async def keep_leases(held: Held, parts: Parts) -> None:
     """Renew ours and end those of others that have run out, until cancelled."""
     while True:
@@ -39,7 +46,7 @@ async def keep_leases(held: Held, parts: Parts) -> None:
 
 async def renew(held: Held, store: Store, until: int) -> None:
     """Say that what runs here still does; stop what another process has ended or deleted."""
-    running = held.stored_and_running()
+    running = held.claimed()
     if not running or await store.renew([(turn.request.owner, turn.id) for turn in running], until) == len(running):
         return
     for turn in running:
@@ -53,21 +60,27 @@ async def renew(held: Held, store: Store, until: int) -> None:
 
 
 async def sweep(store: Store, now: int) -> int:
-    """Fail what nobody runs any more; how many there were."""
-    error = ProtocolError("internal_error", "The server stopped before this response was finished.")
+    """End what nobody runs any more; how many there were."""
     count = 0
     while lost := await store.unfinished(now):
-        for owner, turn in lost:
-            try:
-                await store.put(owner, ended(turn, status="failed", error=error.failure()))
-                count += 1
-            except AlreadyKept:
-                _log.info("background response %s has ended after all", turn.response_id)
+        count += sum([await give_up(store, owner, turn, now) for owner, turn in lost])
         if len(lost) < UNFINISHED_MAX:
             break
     if count:
-        _log.warning("%d background responses had lost their process and are failed now", count)
+        _log.warning("%d responses had lost their process and are given up now", count)
     return count
+
+
+async def give_up(store: Store, owner: str, turn: StoredTurn, now: int) -> bool:
+    """End a turn that nobody runs any more: one in the background has failed, of any other its client knew no end.
+
+    Its key is free then, so that its create can be sent again. False if it has ended or is run after all.
+    """
+    failed = None
+    if _kept.decode(turn.response).background:
+        error = ProtocolError("internal_error", "The server stopped before this response was finished.")
+        failed = ended(turn, status="failed", error=error.failure())
+    return await store.give_up(owner, turn.response_id, now, failed)
 
 
 async def cancel_elsewhere(store: Store, owner: str, turn: StoredTurn) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from openline.protocol.errors import ProtocolError, request_cancelled
+from openline.protocol.idempotency import body_hash, key_reused
+from openline.turns.attachment import Attachment
 from openline.turns.bind import Parts, TurnRequest
 from openline.turns.held import Held
 from openline.turns.log import Window
@@ -18,7 +20,7 @@ class Registry:
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self._turns: dict[asyncio.Task[None], Turn] = {}
-        self.held = Held(parts.resume.seconds, parts.resume.bytes_max)
+        self.held = Held(parts.resume)
 
     def __repr__(self) -> str:
         return f"<Registry turns={len(self._turns)}>"
@@ -26,24 +28,57 @@ class Registry:
     def __len__(self) -> int:
         return len(self._turns)
 
-    def start(self, request: TurnRequest, window: Window) -> Turn:
-        """Start a turn. Its log is empty until its parent is bound and its upstream has accepted.
+    def attach(self, request: TurnRequest, window: Window) -> Attachment:
+        """Start a turn for a client, or bring it back to the one that its key stands for.
+
+        Nothing is waited for in here: of two creates with one key that come at once, the second finds the first.
 
         Args:
             request: a create that may start.
             window: the bytes that may wait for its client.
 
         Raises:
+            ProtocolError: the key stands for another create, or too many run in the background.
+
+        Source: docs/adr/0009.
+        """
+        if request.key is None:
+            return Attachment(self.start(request, window), request)
+        digest = body_hash(request.body)
+        turn = self.held.of_key(request.owner, request.key)
+        if turn is None:
+            return Attachment(self.start(request, window, digest), request)
+        if turn.body_hash != digest:
+            raise key_reused(request.key)
+        self.held.attached(turn)
+        return Attachment(turn, request, window)
+
+    def start(self, request: TurnRequest, window: Window, digest: bytes = b"") -> Turn:
+        """Start a turn. Its log is empty until its parent is bound and its upstream has accepted.
+
+        Args:
+            request: a create that may start.
+            window: the bytes that may wait for its client.
+            digest: the body's, of a turn with an idempotency key.
+
+        Raises:
             ProtocolError: too many run in the background.
         """
         parts = self.parts
-        kept_bytes_max = 0
         if request.in_background:
             self._require_background()
-            kept_bytes_max = parts.resume.bytes_max
-        turn = Turn(request, parts.new_id("resp"), window, kept_bytes_max)
-        if kept_bytes_max:
+        if request.in_background or request.key is not None:
+            turn = Turn(
+                request,
+                parts.new_id("resp"),
+                window,
+                parts.resume.bytes_max,
+                on_abandoned=None if request.key is None else self.held.detached,
+                body_hash=digest,
+            )
             self.held.add(turn)
+        else:
+            turn = Turn(request, parts.new_id("resp"), window)
         turn.task = asyncio.get_running_loop().create_task(run_turn(turn, self.parts))
         self._turns[turn.task] = turn
         turn.task.add_done_callback(self._forget)
@@ -55,8 +90,8 @@ class Registry:
         if not log.ended:  # cancelled before its first step, or a defect: its readers must not wait for ever
             defect = ProtocolError("internal_error", "The turn was stopped before it could end.")
             log.refuse(request_cancelled() if task.cancelled() else defect)
-
-        if turn.request.in_background:
+        turn.begin(0)
+        if turn.request.in_background or turn.key is not None:
             self.held.end(turn)
 
     def _require_background(self) -> None:

@@ -19,10 +19,12 @@ from openline.protocol.ids import output_item_ids
 from openline.protocol.items import item_of
 from openline.protocol.states import IllegalTransition
 from openline.state.sealed_items import COMPACTION, compaction_item, opened, sealed_reasoning
+from openline.state.store import KeyTaken
 from openline.turns.bind import Bound, Parts, TurnRequest, bind
 from openline.turns.compact import is_due, summed_up
-from openline.turns.keep import begin, evict_failed_parent, keep, own_input
+from openline.turns.keep import begin, keep, let_go, own_input
 from openline.turns.log import TurnLog
+from openline.turns.replay import replayed
 from openline.turns.truncate import without_oldest
 from openline.turns.turn import Turn
 from openline.turns.writer import Writer
@@ -36,10 +38,40 @@ def _now() -> float:
 
 
 async def run_turn(turn: Turn, parts: Parts) -> None:
-    """Run one create from its parent to its terminal event, or to its refusal.
+    """Run one create from its parent to its terminal event, or to its refusal; what its key stands for is given again.
 
     Cancelling it ends the response as incomplete, for the reason that `Turn.stop` was given, and keeps
     what there is of it.
+    """
+    while turn.key is None or not await _is_kept(turn, parts):
+        try:
+            return await _run(turn, parts)
+        except KeyTaken:  # by another process, a moment ago
+            turn.writer = None
+    return None
+
+
+async def _is_kept(turn: Turn, parts: Parts) -> bool:
+    """Whether the store had what a key stands for, and it was given again; or nothing can come of this create."""
+    started_at = _now()
+    try:
+        return await replayed(turn, parts)
+    except asyncio.CancelledError:
+        error = request_cancelled()
+    except ProtocolError as refused:
+        error = refused
+    except Exception:  # noqa: BLE001 - as in `_run`
+        error = _defect(turn.request)
+    turn.log.refuse(error)
+    parts.hook.turn_ended(_details(turn, None, None, error, started_at))
+    return True
+
+
+async def _run(turn: Turn, parts: Parts) -> None:
+    """The turn itself.
+
+    Raises:
+        KeyTaken: another process runs it; nothing was begun.
     """
     request, log = turn.request, turn.log
     started_at = _now()
@@ -50,38 +82,58 @@ async def run_turn(turn: Turn, parts: Parts) -> None:
         bound = await bind(request, turn.id, parts)
         log.dropped_tools = bound.generation.dropped_tools
         writer = turn.writer = _writer(request, log, bound, parts)
-        if request.in_background:
-            turn.own_input = [item.wire for item in own_input(bound)]
-            await begin(request, bound, parts)
-            writer.open()
+        await _begin(turn, bound, writer, parts)
         with _opened_in_time(request, writer, parts):
             bound = await _summed_up(request, bound, writer, parts)
             await _generate(request, bound, writer)
     except asyncio.CancelledError:
         if writer is not None and writer.builder.ended is None:
             writer.builder.apply([Ended(turn.stop_reason)])
+    except KeyTaken:
+        raise
     except ProtocolError as refused_or_failed:
         error = refused_or_failed
     except Exception:  # noqa: BLE001 - whatever it is, the turn must end
         error = _defect(request)
-    never_began = request.in_background and writer is not None and not writer.is_open  # stopped before its row stood
-    if bound is None or writer is None or never_began or (error is not None and _shows_nothing(request, writer)):
-        if error is not None and not request.is_successor:
-            evict_failed_parent(request)
-        error = error or request_cancelled()
-        log.refuse(error)
+    if bound is None or writer is None or not _began(turn) or (error is not None and _shows_nothing(turn, writer)):
+        error = await _refuse(turn, error, parts)
     else:
-        error = await _keep_and_announce(request, bound, writer, error, parts)
-    parts.hook.turn_ended(_details(request, log, bound, writer, error, started_at))
+        error = await _keep_and_announce(turn, bound, writer, error, parts)
+    parts.hook.turn_ended(_details(turn, bound, writer, error, started_at))
     if bound is not None and not turn.stopped and _is_warm(request, log) and bound.generation.prefills:
         await _prefill(bound)
+
+
+async def _begin(turn: Turn, bound: Bound, writer: Writer, parts: Parts) -> None:
+    """What its client may come back to stands in the store before anybody learns of it."""
+    if turn.log.is_kept:
+        turn.own_input = [item.wire for item in own_input(bound)]
+        await begin(turn, bound, parts)
+    if turn.request.in_background:
+        writer.open()
+
+
+def _began(turn: Turn) -> bool:
+    """Whether the row stands that a turn is to have before anybody learns of it; it may have been stopped before."""
+    return turn.is_claimed or not (turn.log.is_kept and turn.request.create.stores)
+
+
+async def _refuse(turn: Turn, error: ProtocolError | None, parts: Parts) -> ProtocolError:
+    turn.log.closing = True
+    if error is not None and not turn.request.is_successor:
+        turn.evict_failed_parent()
+    await let_go(turn, parts)
+    error = error or request_cancelled()
+    turn.log.refuse(error)
+    return error
 
 
 def _writer(request: TurnRequest, log: TurnLog, bound: Bound, parts: Parts) -> Writer:
     create = request.create
     seal = partial(sealed_reasoning, owner=request.owner, seal=parts.seal) if create.wants_sealed_reasoning else None
     builder = Builder(bound.response, output_item_ids(bound.response["id"]), timings=create.wants_timings, seal=seal)
-    return Writer(log, builder, parts.keepalive_seconds if request.streams else None)
+    may_be_read = request.streams or request.key is not None
+    return Writer(log, builder, parts.keepalive_seconds if may_be_read else None)
 
 
 @contextmanager
@@ -192,33 +244,36 @@ async def _prefill(bound: Bound) -> None:
         _log.info("the prefix of %s was not prefilled: %s", bound.response["id"], error.message)
 
 
-def _shows_nothing(request: TurnRequest, writer: Writer) -> bool:
+def _shows_nothing(turn: Turn, writer: Writer) -> bool:
     """Whether an error can still be a refusal: before `response.created`, and for a plain JSON answer to its end."""
-    return writer.opened_at is None or not (request.streams or request.in_background)
+    return writer.opened_at is None or not turn.is_shown
 
 
 async def _keep_and_announce(
-    request: TurnRequest, bound: Bound, writer: Writer, error: ProtocolError | None, parts: Parts
+    turn: Turn, bound: Bound, writer: Writer, error: ProtocolError | None, parts: Parts
 ) -> ProtocolError | None:
     """Keep the response, then let its terminal event be read: a client may chain from it at once."""
     writer.log.closing = True
     builder = writer.builder
     response = builder.final(int(parts.unix_time())) if error is None else builder.failed(error)
-    if request.in_background:
+    if turn.log.is_kept:
         writer.append(builder.take())  # so that they are kept as well
     try:
-        response = await keep(request, bound, response, parts, writer.log)
+        response = await keep(turn, bound, response, parts)
     except ProtocolError as unkept:
         error = unkept
-    except Exception:  # noqa: BLE001 - as in `run_turn`
-        error = _defect(request)
+    except Exception:  # noqa: BLE001 - as in `_run`
+        error = _defect(turn.request)
     if error is not None:
-        evict_failed_parent(request)
+        turn.evict_failed_parent()
         response = builder.failed(error)
-    if error is not None and _shows_nothing(request, writer):
+    if error is not None and _shows_nothing(turn, writer):
+        await let_go(turn, parts)
         writer.log.refuse(error)
     else:
+        turn.error = error
         writer.end(response)
+        turn.tell_late()
     return error
 
 
@@ -229,13 +284,9 @@ def _defect(request: TurnRequest) -> ProtocolError:
 
 
 def _details(
-    request: TurnRequest,
-    log: TurnLog,
-    bound: Bound | None,
-    writer: Writer | None,
-    error: ProtocolError | None,
-    started_at: float,
+    turn: Turn, bound: Bound | None, writer: Writer | None, error: ProtocolError | None, started_at: float
 ) -> TurnDetails:
+    request, log = turn.request, turn.log
     response = log.response or {}
     opened_at = writer.opened_at if writer else None
     return TurnDetails(

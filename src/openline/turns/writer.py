@@ -83,7 +83,7 @@ class Writer:
         A client that is behind has data to read. Source: docs/adr/0006.
         """
         assert self._keepalive_seconds is not None, "else nothing calls this"
-        if self.log.ended:
+        if self.log.ended or (self.log.closing and self.log.is_kept):  # nothing comes behind what is being kept
             return
         rest = self._written_at + self._keepalive_seconds - self._loop.time()
         if rest <= 0 and self.log.is_writable:
