@@ -455,6 +455,55 @@ def test_what_may_be_included_is_what_the_reference_lists():
         assert (caught.value.code, caught.value.param, caught.value.status) == ("invalid_value", "include[1]", 400)
 
 
+@pytest.mark.parametrize("key", ["k", "a b", "!~", "9f6c/2=1", "x" * 255])
+def test_an_idempotency_key_is_what_a_header_can_hold(key):
+    """From the socket, from the body, from the header, or from both where they agree (docs/adr/0009)."""
+    body = json.dumps({"idempotency_key": key}).encode()
+    for read in (
+        read_client_event(create(idempotency_key=key)),
+        read_http_create(body),
+        read_http_create(b"{}", key),
+        read_http_create(body, key),
+    ):
+        assert read.idempotency_key == key
+
+
+@pytest.mark.parametrize("key", ["", " k", "k ", "a\tb", "a\n", "a\0", "ké", "\x7f", "x" * 256])
+def test_any_other_key_is_refused(key):
+    """It says what is expected, and does not repeat what came (docs/adr/0009)."""
+    errors = [refusal_in_lane(create(idempotency_key=key)).error]
+    for body, header in ((json.dumps({"idempotency_key": key}).encode(), None), (b"{}", key)):
+        with pytest.raises(ProtocolError) as caught:
+            read_http_create(body, header)
+        errors.append(caught.value)
+    assert {(error.code, error.param, error.status) for error in errors} == {("invalid_value", "idempotency_key", 400)}
+    assert len({error.message for error in errors}) == 1
+
+
+def test_two_different_keys_are_refused():
+    """Nobody knows which of them is meant (docs/adr/0009)."""
+    with pytest.raises(ProtocolError) as caught:
+        read_http_create(b'{"idempotency_key":"a"}', "b")
+    assert (caught.value.code, caught.value.param) == ("invalid_value", "idempotency_key")
+
+
+@pytest.mark.parametrize("number", [0, 7, 2**70])
+def test_a_place_in_a_turn_stands_beside_its_key(number):
+    """Any number from 0 on; left out it is the beginning (docs/adr/0009)."""
+    assert read_client_event(create(idempotency_key="k", starting_after=number)).starting_after == number
+    assert read_http_create(json.dumps({"starting_after": number}).encode(), "k").starting_after == number
+    error = refusal_in_lane(create(starting_after=number)).error
+    assert (error.code, error.param) == ("invalid_value", "starting_after")
+    assert "idempotency_key" in error.message
+
+
+@pytest.mark.parametrize(("number", "code"), [(-1, "invalid_value"), (1.5, "invalid_type"), ("1", "invalid_type")])
+def test_a_place_is_a_whole_number(number, code):
+    """Checked as every other field is (Responses API reference, "Errors")."""
+    error = refusal_in_lane(create(idempotency_key="k", starting_after=number)).error
+    assert (error.code, error.param) == (code, "starting_after")
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"nope", b'{"model":"\xff"}', b'{"unknown":"\xff"}', b'{"input":' + b"[" * 10**5 + b"]" * 10**5 + b"}"],

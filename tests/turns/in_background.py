@@ -1,4 +1,4 @@
-"""A registry on an engine in the test's hand, and turns that run there in the background."""
+"""A registry on an engine in the test's hand, and turns that run there in the background or under a key."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ from openline.state.store import Store
 from openline.turns.bind import Parts, TurnRequest
 from openline.turns.log import Window
 from openline.turns.registry import Registry
-from openline.turns.turn import Turn
+from openline.turns.turn import Place, Turn
 from server.hand import Hand, HandTurn
 
 NOW = 1_800_000_000
+_numbers = itertools.count(1)  # of ids, over all registries: two processes never make the same one
 
 
 class Clock:
@@ -36,14 +37,13 @@ class Clock:
 
 def registry_of(hand: Hand, store: Store | None = None, clock: Clock | None = None, **resume: Any) -> Registry:
     """A registry; `resume` as in the configuration."""
-    numbers = itertools.count(1)
     return Registry(
         Parts(
             router=Router([Upstream(UpstreamSettings(kind="scripted"), hand)]),
             store=store or NothingStore(),
             hook=LogHook(),
             unix_time=clock or Clock(),
-            new_id=lambda prefix: f"{prefix}_{next(numbers):048x}",
+            new_id=lambda prefix: f"{prefix}_{next(_numbers):048x}",
             created_wait_seconds_max=30,
             keepalive_seconds=30,
             resume=ResumeSettings(**resume),
@@ -57,6 +57,22 @@ def request(owner: str = "local", **fields: Any) -> TurnRequest:
     create = HttpCreate(**{"model": "m", "input": "Hello.", "background": True, "stream": True, **fields})
     body = msgspec.json.encode(create)
     return TurnRequest(owner=owner, create=create, body=body, request_id="req_1", transport="sse")
+
+
+def keyed(key: str = "k", *, owner: str = "local", place: Place | None = None, **fields: Any) -> TurnRequest:
+    """A create with an idempotency key, as a socket, a stream or a plain request brings it."""
+    transport = fields.pop("transport", "sse")
+    create = HttpCreate(**{"model": "m", "input": "Hello.", "idempotency_key": key, **fields})
+    cache, stream_id = place or (None, None)
+    return TurnRequest(
+        owner=owner,
+        create=create,
+        body=msgspec.json.encode(create),
+        request_id="req_1",
+        transport="websocket" if place is not None else transport,
+        cache=cache,
+        stream_id=stream_id,
+    )
 
 
 async def begun(registry: Registry, hand: Hand, **fields: Any) -> tuple[Turn, HandTurn]:

@@ -350,11 +350,14 @@ class Socket:
 
     async def _deliver(self, attachment: Attachment, left: Sequence[Steered]) -> None:
         """Write one turn's events, behind the steers that it left; then let its lane go on."""
-        stream_id = attachment.request.stream_id
+        stream_id, steers = attachment.request.stream_id, attachment.request.steers
         with suppress(ClientGone):
             await self._give_back(left, "The lane went on without it.")
             try:
                 await attachment.admitted()
+                if not attachment.is_new:
+                    await self._give_back(steers, "The create that was to bring it along was sent before.")
+                    steers = ()
                 while events := await attachment.reader.read():
                     for piece in _pieces(events) if attachment.turn.log.is_kept else (events,):
                         await self._write([frame(event, stream_id) for event in piece])
@@ -364,7 +367,7 @@ class Socket:
             except ProtocolError as refusal:
                 if not attachment.request.is_successor:
                     await self._refuse(refusal, stream_id)
-                await self._give_back_refused(attachment.request.steers, refusal)
+                await self._give_back_refused(steers, refusal)
             del self._running[stream_id], self._delivering[stream_id]
             attachment.leave()  # before anything else can become the latest of its lane
             self._connection.end_turn(stream_id, await self._successor(attachment))

@@ -49,6 +49,11 @@ class Attachment:
     def __repr__(self) -> str:
         return f"<Attachment {self.request.transport} {self.turn!r}>"
 
+    @property
+    def is_new(self) -> bool:
+        """Whether it is this client's create that is run; known once it is admitted."""
+        return self.is_first and self.turn.replays is None
+
     def leave(self) -> None:
         """Stop reading; doing it again is harmless."""
         if self.turn.key is not None and (place := place_of(self.request)) is not None:

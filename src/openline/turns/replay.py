@@ -13,6 +13,7 @@ import msgspec
 
 from openline.protocol.errors import ProtocolError
 from openline.protocol.idempotency import key_reused, not_held
+from openline.state.cache import Anchor
 from openline.state.conversation import find_anchor
 from openline.state.store import KeyedTurn, StoredTurn, StoreUnavailable, store_unavailable
 from openline.turns.bind import Parts
@@ -69,12 +70,7 @@ async def _kept(turn: Turn, parts: Parts) -> KeyedTurn | None:
 
 async def _replay(turn: Turn, row: StoredTurn, parts: Parts) -> None:
     events = await parts.store.events(turn.request.owner, row.response_id)
-    try:
-        anchor = await find_anchor(
-            turn.request.owner, row.response_id, None, parts.store, parts.seal, now=parts.unix_time()
-        )
-    except ProtocolError:
-        anchor = None  # it has failed, or came behind what was not stored
+    anchor = await _anchor(turn, row, parts) if turn.places else None
     turn.replays = row.response_id
     if anchor is not None:
         turn.keep_as_latest(anchor)
@@ -86,6 +82,15 @@ async def _replay(turn: Turn, row: StoredTurn, parts: Parts) -> None:
     else:
         turn.log.append(whole_stream(row, events), last=response)
     turn.begin(len(turn.log))
+
+
+async def _anchor(turn: Turn, row: StoredTurn, parts: Parts) -> Anchor | None:
+    """What its lane goes on from; None if it failed, or came behind what was not stored."""
+    owner, now = turn.request.owner, parts.unix_time()
+    try:
+        return await find_anchor(owner, row.response_id, None, parts.store, parts.seal, now=now)
+    except ProtocolError:
+        return None
 
 
 def whole_stream(row: StoredTurn, kept: bytes) -> Sequence[bytes]:
