@@ -97,7 +97,7 @@ def test_the_refusals_name_the_key_and_what_to_do():
         (409, "idempotency_key_reused", "idempotency_key"),
         (409, "resume_window_exceeded", "starting_after"),
     ]
-    assert all("'key-1'" in error.message and "new key" in error.message for error in (reused, lost))
+    assert all("'key-1'" in error.message and "send the " in error.message for error in (reused, lost))
 
 
 @pytest.mark.parametrize("code", sorted(ERRORS))

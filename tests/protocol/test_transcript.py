@@ -176,6 +176,45 @@ def test_response_of_no_shape_breaks_nothing(broken):
     assert turn.events == [lines[2]]
 
 
+def keyed(number=None, **fields):
+    return to_server(idempotency_key="k", **({} if number is None else {"starting_after": number}), **fields)
+
+
+def events(*numbers, end=None):
+    last = [from_server("response.completed", sequence_number=end)] if end is not None else []
+    return [*(from_server("response.x", sequence_number=number) for number in numbers), *last]
+
+
+RECONNECTED = to_server("openline.reconnect")
+
+
+def test_turn_that_was_cut_and_read_on_is_one():
+    """Under its key, on whichever connection and lane; what comes again is there once (docs/adr/0009)."""
+    before, after = events(0, 1), events(2, end=3)
+    lines = [keyed(), *before, RECONNECTED, keyed(0), *events(1), *after]
+    (turn,) = turns(lines)
+    assert (turn.create, turn.events) == (lines[0].frame, [*before, *after])
+    on_two_lanes = [keyed(), keyed(stream_id="a"), *before]
+    on_two_lanes += [Line(0.0, "<", {**line.frame, "stream_id": "a"}) for line in (*before, *after)]
+    (turn,) = turns([*on_two_lanes, *after])
+    assert [line.frame["sequence_number"] for line in turn.events] == [0, 1, 2, 3]
+
+
+def test_turn_that_is_read_again_is_no_other():
+    """Its create was answered before; one that is refused is a turn of its own (docs/adr/0009)."""
+    whole = events(0, 1, end=2)
+    lines = [keyed(), *whole, keyed(), *whole, keyed(model="other"), from_server("error"), keyed(1), *whole[2:]]
+    first, refused = turns(lines)
+    assert (first.events, refused.create) == (whole, keyed(model="other").frame)
+    assert list(turns([*lines, to_server(), *events(0, end=1)]))[-1].events == events(0, end=1)
+
+
+def test_turn_without_a_key_ends_with_its_connection():
+    """Nothing goes on behind it: what was asked or ran is no turn any more."""
+    lines = [to_server(n=1), to_server(n=2), *events(0), RECONNECTED, to_server(n=3), *events(0, end=1)]
+    assert [turn.create["n"] for turn in turns(lines)] == [3]
+
+
 def test_unfinished_turn_is_none():
     """What was cut before its end is no turn; acknowledgements are none either."""
     assert list(turns([to_server("response.processed"), to_server(), from_server("response.created")])) == []

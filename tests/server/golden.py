@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from openline.engines.scripted import ScriptedEngine
 from openline.protocol.deltas import Delta, UpstreamEvent
 from openline.protocol.errors import ERRORS
 from openline.protocol.states import TERMINAL_EVENTS
-from openline.protocol.transcript import Line, RecordedTurn, lane_of, read_lines, turns, write_line
+from openline.protocol.transcript import RECONNECT, Line, RecordedTurn, lane_of, read_lines, turns, write_line
 from server.running import ENDS, WAIT_SECONDS_MAX, Running, Socket
 
 FOLDER = Path(__file__).parent.parent / "transcripts"
@@ -91,10 +91,11 @@ def server_frames(path: Path) -> list[Frame]:
 
 
 def needs_a_socket(path: Path) -> bool:
-    """Whether HTTP cannot show it: it has lanes, what only a connection remembers, or needs its order kept."""
+    """Whether HTTP cannot show it: it has lanes, keys, what only a connection remembers, or needs its order kept."""
     lines = read_transcript(path)
     asked = [line.frame for line in lines if line.dir == ">"]
-    return any(create.get("store") is False or lane_of(create) for create in asked) or needs_order(lines)
+    of_sockets = (each.get("store") is False or lane_of(each) or each.get("idempotency_key") for each in asked)
+    return any(of_sockets) or needs_order(lines)
 
 
 def needs_order(lines: Sequence[Line]) -> bool:
@@ -103,7 +104,7 @@ def needs_order(lines: Sequence[Line]) -> bool:
     for line in lines:
         if line.dir == ">" and running:
             return True
-        running += (line.dir == ">") - (line.frame["type"] in ENDS)
+        running += (line.dir == ">" and line.frame["type"] != RECONNECT) - (line.frame["type"] in ENDS)
     return has_keepalives(lines)
 
 
@@ -207,14 +208,20 @@ async def _play(server: Running, playing: Playing) -> list[Line]:
             await passes(Line(0.0, "<", hidden.hide(await socket.receive())))
 
     with suppress(TimeoutError):
-        async with server.connect(max_queue=None) as socket:
+        async with AsyncExitStack() as stack:
+            socket = await stack.enter_async_context(server.connect(max_queue=None))
             for place, line in enumerate(playing.lines):
-                if line.dir == ">":
-                    await receive_what_stands_before(place)
+                if line.dir == "<":
+                    continue
+                await receive_what_stands_before(place)
+                if line.frame["type"] == RECONNECT:
+                    await stack.aclose()
+                    socket = await stack.enter_async_context(server.connect(max_queue=None))
+                else:
                     await socket.send(**hidden.reveal(line.frame))
-                    if playing.keeps_order:
-                        await _is_read(socket)
-                    await passes(line)
+                if playing.keeps_order:
+                    await _is_read(socket)
+                await passes(line)
             await receive_what_stands_before(len(playing.lines))
     return passed
 

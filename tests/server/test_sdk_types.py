@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 
+import msgspec
 import pytest
 from openai import omit
 from openai.lib.streaming.responses._responses import ResponseStreamState
@@ -223,10 +225,24 @@ def test_items_go_through_their_steps(path):
 def test_every_event_answers_a_create_of_its_lane(path):
     """`stream_id` is on every event of a named lane and on none of the default lane, so none is left over.
 
-    Only what becomes of a steer may come when its response has ended. Source: WebSocket mode guide, "Server events".
+    Only what becomes of a steer may come when its response has ended, and what a client reads again under its key.
+    Source: WebSocket mode guide, "Server events"; docs/adr/0009.
     """
     in_turns = sum(len(turn.events) for turn in read(path))
-    assert in_turns + len(behind_the_end(path)) == len(server_frames(path))
+    assert in_turns + len(behind_the_end(path)) + len(read_again(path)) == len(server_frames(path))
+
+
+def read_again(path):
+    """What has come a second time, on the same lane or another: word for word what came at first."""
+    known = [
+        without_lane(line.frame) for turn in read(path) for line in turn.events if "idempotency_key" in turn.create
+    ]
+    came = Counter(msgspec.json.encode(without_lane(frame)) for frame in server_frames(path))
+    return [frame for frame in known for _ in range(came[msgspec.json.encode(frame)] - 1)]
+
+
+def without_lane(frame):
+    return {key: value for key, value in frame.items() if key != "stream_id"}
 
 
 def behind_the_end(path):

@@ -47,6 +47,6 @@ def not_held(key: str, starting_after: int) -> ProtocolError:
     """The one error for events that nobody can give any more; nothing was generated."""
     message = (
         f"The events after {starting_after} of the turn with the idempotency key '{key}' are not held: "
-        "send the create without 'starting_after', under a new key."
+        "send the create again without 'starting_after'."
     )
     return ProtocolError("resume_window_exceeded", message, param="starting_after")

@@ -1,18 +1,21 @@
 """The one transcript format: fixtures, scripts, recordings, workloads and the docs' examples.
 
 JSON lines, each `{"t": seconds, "dir": ">" | "<", "frame": {…}}`. `>` goes to the
-server, `<` comes from it; `t` counts from the first line.
+server, `<` comes from it; `t` counts from the first line. One frame passes on no wire:
+`{"type": "openline.reconnect"}`, where the client's connection ends and it opens the next.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator
-from typing import Any, Literal, cast
+from typing import Any, Final, Literal, cast
 
 import msgspec
 
 from openline.protocol.states import TERMINAL_EVENTS
+
+RECONNECT: Final = "openline.reconnect"
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -58,7 +61,8 @@ def read_lines(text: str) -> list[Line]:
 class RecordedTurn(msgspec.Struct, frozen=True):
     """One `response.create` of a transcript and the events that answered it, each with its time.
 
-    A successor that started by itself has the create of the response that it continues, without its input.
+    A successor that started by itself has the create of the response that it continues, without its input. A turn that
+    was cut, and read on under its idempotency key, is one turn; what was read again is there once.
     """
 
     create: dict[str, Any]
@@ -68,6 +72,13 @@ class RecordedTurn(msgspec.Struct, frozen=True):
     def response_id(self) -> Any:
         """The id of its response, if it is one."""
         return _at(self.events[0].frame, "response", "id")
+
+    def has_read(self, frame: dict[str, Any]) -> bool:
+        """Whether an event comes again, as its create has come again."""
+        last = self.events[-1].frame.get("sequence_number") if self.events else None
+        number = frame.get("sequence_number")
+        is_keyed = self.create.get("idempotency_key") is not None
+        return is_keyed and isinstance(last, int) and isinstance(number, int) and number <= last
 
 
 def lane_of(frame: dict[str, Any]) -> str | None:
@@ -102,16 +113,24 @@ class _Lane:
         target = None if self.running is None else self.running.response_id
         return is_about_steering(frame) and (target is None or target != _at(frame, "steer", "previous_response_id"))
 
-    def begin(self, first: dict[str, Any]) -> RecordedTurn | None:
+    def begin(self, first: dict[str, Any], keyed: dict[Any, RecordedTurn]) -> RecordedTurn | None:
         """The turn that this event opens: a successor that started by itself, or the answer to the next create.
 
         A successor goes before what waits, unless that itself continues the response that has ended.
+
+        Args:
+            keyed: the turns so far that have an idempotency key.
         """
         parent = _at(first, "response", "previous_response_id")
         asked = self.creates[0].get("previous_response_id") if self.creates else None
         if self.ended is not None and parent is not None and parent == self.ended.response_id != asked:
             return RecordedTurn({**self.ended.create, "previous_response_id": parent, "input": None}, [])
-        return RecordedTurn(self.creates.popleft(), []) if self.creates else None
+        if not self.creates:
+            return None
+        turn = RecordedTurn(self.creates.popleft(), [])
+        key = turn.create.get("idempotency_key")
+        is_keyed = isinstance(key, str) and first.get("type") != "error"
+        return keyed.setdefault(key, turn) if is_keyed else turn
 
 
 def turns(lines: Iterable[Line]) -> Iterator[RecordedTurn]:
@@ -123,18 +142,24 @@ def turns(lines: Iterable[Line]) -> Iterator[RecordedTurn]:
     Source: WebSocket mode guide, "stream_id"; Mid-turn steering guide, "Outcomes".
     """
     lanes: defaultdict[str | None, _Lane] = defaultdict(_Lane)
+    keyed: dict[Any, RecordedTurn] = {}
     for line in lines:
         kind, lane = line.frame.get("type"), lanes[lane_of(line.frame)]
         if line.dir == ">":
-            if kind == "response.create":
+            if kind == RECONNECT:
+                lanes.clear()
+            elif kind == "response.create":
                 lane.creates.append(line.frame)
             continue
         if lane.passes_by(line.frame):
             continue
-        lane.running = lane.running or lane.begin(line.frame)
-        if lane.running is None:
+        lane.running = turn = lane.running or lane.begin(line.frame, keyed)
+        if turn is None:
             continue
-        lane.running.events.append(line)
-        if kind in TERMINAL_EVENTS or kind == "error":
-            yield lane.running
-            lane.running, lane.ended = None, lane.running
+        is_end = kind in TERMINAL_EVENTS or kind == "error"
+        if not turn.has_read(line.frame):
+            turn.events.append(line)
+            if is_end:
+                yield turn
+        if is_end:
+            lane.running, lane.ended = None, turn
