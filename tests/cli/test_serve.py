@@ -115,7 +115,8 @@ def test_codex_asks_for_the_list_of_models_with_a_key_that_is_taken(key: str, sa
 @pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
 def test_a_model_in_this_process_ends_with_it(stop: signal.Signals, tmp_path: Path):
     """llama.cpp's threads and port are gone with exit code 0, and it says nothing of its own meanwhile."""
-    with serving("--upstream", "gguf:tiny", XDG_CACHE_HOME=str(tmp_path)) as (process, said):
+    lasting = {"XDG_CACHE_HOME": str(tmp_path), "OPENLINE_SEALING_KEY": "0" * 64}
+    with serving("--upstream", "gguf:tiny", **lasting) as (process, said):
         process.send_signal(stop)
         _, errors = process.communicate(timeout=STOP_SECONDS_MAX)
     assert (process.returncode, errors) == (0, "")
