@@ -1,9 +1,9 @@
-"""Background turns of other processes: those that are gone, and those that another one than ours is told to stop.
+"""Unfinished rows of turns: those whose process is gone, and those that another process than ours is told to stop.
 
-A process renews the leases of the turns that it runs. What nobody renews has lost its process, and fails. What a
+A process renews the leases of the turns that it runs. What nobody renews has lost its process, and is given up. What a
 process finds ended, or deleted, while it runs it was stopped by another one.
 
-Source: Background mode guide; Responses API reference, "The response object", `status`; docs/adr/0007.
+Source: Background mode guide; Responses API reference, "The response object", `status`; docs/adr/0007; docs/adr/0009.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ async def keep_leases(held: Held, parts: Parts) -> None:
             await renew(held, parts.store, lease_end(parts))
             await sweep(parts.store, int(parts.unix_time()))
         except StoreUnavailable as error:
-            _log.warning("the leases of background responses were not renewed: %s", error)
+            _log.warning("the leases of unfinished responses were not renewed: %s", error)
         except Exception:  # noqa: BLE001 - whatever it is, the next renewal needs this loop
-            _log.exception("the leases of background responses were not renewed")
+            _log.exception("the leases of unfinished responses were not renewed")
         await asyncio.sleep(parts.resume.lease_seconds / 3)
 
 
