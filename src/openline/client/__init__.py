@@ -1,0 +1,1 @@
+"""A client whose conversation survives a bad network."""

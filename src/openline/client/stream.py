@@ -1,0 +1,210 @@
+"""One turn as its app sees it: every event once and in order, whatever happens to the wire."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from types import TracebackType
+from typing import Final, Self
+
+from openline.client.errors import ConnectionLost, OpenlineError, Refused, TurnFailed
+from openline.client.settings import ClientSettings
+from openline.client.turn import Turn
+from openline.client.wire import Event, Response
+
+_ENDED_WELL: Final = frozenset({"completed", "incomplete"})
+
+
+class ResponseStream:
+    """The events of one turn; nothing is sent before the first is asked for.
+
+    Events are dicts in the wire's own shape, so the OpenAI SDK's types take them
+    (`TypeAdapter(ResponseStreamEvent).validate_python(event)`). Leaving the `async for` loop, or the `async with` block, before
+    the last event cancels the turn, unless `detach` was called.
+
+    Attributes:
+        idempotency_key: the turn's, known before anything is sent.
+    """
+
+    def __init__(
+        self,
+        turn: Turn,
+        *,
+        idempotency_key: str,
+        settings: ClientSettings,
+        begin: Callable[[ResponseStream], None],
+        end: Callable[[ResponseStream, Response | None], None],
+    ) -> None:
+        self.idempotency_key = idempotency_key
+        self._turn = turn
+        self._settings = settings
+        self._begin = begin
+        self._end = end
+        self._events: AsyncGenerator[Event, None] | None = None
+        self._is_pulling = False
+        self._is_detached = False
+        self._error: OpenlineError | None = None
+        self._ended = asyncio.Event()
+
+    def __repr__(self) -> str:
+        state = "ended" if self.is_ended else "new" if self._events is None else "running"
+        return f"<ResponseStream {state} key={self.idempotency_key} {self._turn!r}>"
+
+    @property
+    def response_id(self) -> str | None:
+        """The response's id; None before its first event."""
+        return self._turn.reading.response_id
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the last event has come, or no more will."""
+        return self._ended.is_set()
+
+    @property
+    def restarts(self) -> int:
+        """How often a second generation has begun, with another `response.created`; only with `on_lost="restart"`."""
+        return self._turn.restarts
+
+    async def __aiter__(self) -> AsyncGenerator[Event, None]:
+        """Every event, once and in order.
+
+        Raises:
+            Refused: the server did not take the create.
+            ConnectionLost: the turn cannot be gone on with.
+        """
+        try:
+            while (event := await self._next(shown=True)) is not None:
+                yield event
+        finally:
+            await self.aclose()
+
+    async def __anext__(self) -> Event:
+        """The next event; raises as `__aiter__`."""
+        event = await self._next(shown=True)
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    async def response(self) -> Response:
+        """The response, folded from its events; what of them was not iterated over is waited for.
+
+        Returns:
+            The response as it ended: `status` is `completed`, or `incomplete` with a reason in `incomplete_details`
+            (`max_output_tokens`, `content_filter`, `cancelled`).
+
+        Raises:
+            Refused: the server did not take the create.
+            TurnFailed: it ended in `response.failed`.
+            ConnectionLost: its end is not known.
+        """
+        with suppress(ConnectionLost):  # the events may be lost, and the end known all the same
+            while await self._next(shown=False) is not None:
+                pass
+        final = self._turn.reading.final
+        if final is None:
+            assert self._error is not None, "a turn ends with its response, or with an error"
+            raise self._error
+        if final.get("status") == "failed":
+            raise TurnFailed(final)
+        return final
+
+    async def cancel(self) -> None:
+        """End the turn, and wait for its end: what was generated so far stays in the conversation.
+
+        A server with our extensions ends it in `response.incomplete`, reason `cancelled`; with others the connection is
+        closed, as they know no other way, and `response` gives what had come, marked in the same way. Does nothing to a turn
+        that has ended.
+
+        Source: WebSocket mode guide, "Cancelling".
+        """
+        if self.is_ended:
+            return
+        try:
+            async with asyncio.timeout(self._settings.cancel_seconds_max):
+                await self._turn.cancel()
+                if self._is_pulling:
+                    await self._ended.wait()
+                else:
+                    await self._drain()
+        except TimeoutError:
+            await self._turn.abandon()
+            if not self._is_pulling:
+                await self._drain()
+
+    def detach(self) -> None:
+        """Let the turn run on when this stream is left: a server with our extensions holds it for `resume.seconds`.
+
+        Whoever has the idempotency key can take it up again: `session.create(…, idempotency_key=key, resume=True)`.
+        """
+        self._is_detached = True
+
+    async def aclose(self) -> None:
+        """Leave the stream: cancel the turn if it still runs, or only stop reading it if it is detached."""
+        if self._is_detached and not self.is_ended:
+            await self._stop_reading()
+        else:
+            await self.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def _next(self, *, shown: bool) -> Event | None:
+        """The next event; None after the last.
+
+        Args:
+            shown: the app sees it.
+        """
+        if self.is_ended:
+            if self._error is not None and shown:
+                raise self._error
+            return None
+        if self._is_pulling:
+            raise OpenlineError("the stream is read in two places at once: one of them has to do.")
+        if self._events is None:
+            self._begin(self)
+            self._events = self._turn.events()
+        self._is_pulling = True
+        try:
+            event = await anext(self._events, None)
+        except OpenlineError as error:
+            self._error = error
+            await self._finish()
+            raise
+        except BaseException:  # cancelled in mid-read: the generator is finished
+            await self._finish()
+            raise
+        finally:
+            self._is_pulling = False
+        if event is None:
+            await self._finish()
+        elif shown:
+            self._turn.was_shown = True
+        return event
+
+    async def _drain(self) -> None:
+        with suppress(OpenlineError):
+            while await self._next(shown=False) is not None:
+                pass
+
+    async def _stop_reading(self) -> None:
+        self._error = ConnectionLost(
+            "the stream was left while its turn ran: take it up by its idempotency key.",
+            idempotency_key=self.idempotency_key,
+            response=self._turn.reading.snapshot(),
+        )
+        await self._finish()
+
+    async def _finish(self) -> None:
+        if self._events is not None:
+            await self._events.aclose()
+        final = self._turn.reading.final
+        if final is None and self._error is None:
+            self._error = Refused(0, "request_cancelled", "The turn was cancelled before its response began.")
+        self._ended.set()
+        self._end(self, final if final is not None and final.get("status") in _ENDED_WELL else None)
