@@ -23,6 +23,7 @@ class Connections:
 
     Attributes:
         has_extensions: whether the server knows idempotency keys and resuming; None until it has answered once.
+        had_socket: whether a socket was open before.
     """
 
     def __init__(self, dial: Dial, headers: Headers, transport: Transport, settings: ClientSettings) -> None:
@@ -33,6 +34,7 @@ class Connections:
         self._socket: Socket | None = None
         self._no_socket_until: float | None = None  # by the loop's clock
         self.has_extensions: bool | None = None
+        self.had_socket = False
 
     def __repr__(self) -> str:
         return f"<Connections {self._transport} {self._socket!r} extensions={self.has_extensions}>"
@@ -90,6 +92,7 @@ class Connections:
         line = await self._dial.open_socket(self._headers)
         self.note(101, line.headers)
         self._socket = Socket(line, self._settings)
+        self.had_socket = True
         return self._socket
 
     async def drop_socket(self) -> None:

@@ -51,6 +51,7 @@ class Abilities(NamedTuple):
     Attributes:
         has_extensions: the server knows idempotency keys and resuming; None while nobody knows.
         may_fall_back: HTTP may stand in for a socket.
+        had_socket: one was open before, so what refuses it now is the moment, not the server.
         may_restart: the app takes a second generation.
         in_background: the turn runs without a connection, and its events can be read again, on any server.
         may_try: there are tries and time left.
@@ -59,6 +60,7 @@ class Abilities(NamedTuple):
 
     has_extensions: bool | None
     may_fall_back: bool = False
+    had_socket: bool = False
     may_restart: bool = False
     in_background: bool = False
     may_try: bool = True
@@ -75,6 +77,7 @@ class What(Enum):
     SILENT = "no event came in time"
     OUT_OF_ORDER = "an event is missing, or is out of order"
     NOT_HELD = "the server does not hold the turn"
+    TOO_BIG = "a message was too big"  # close code 1009
     RUNS_ON = "the turn still runs"  # says a look-up
     HAS_ENDED = "the turn has ended"  # says a look-up
 
@@ -126,7 +129,7 @@ class TakeEnd(NamedTuple):
     """The events are gone, but the response's end is known: take that."""
 
 
-Why = Literal["refused", "unreachable", "tries", "ambiguous", "gone", "broken"]
+Why = Literal["refused", "unreachable", "tries", "ambiguous", "gone", "broken", "too_big"]
 
 
 class GiveUp(NamedTuple):
@@ -134,7 +137,7 @@ class GiveUp(NamedTuple):
 
     Attributes:
         why: `refused` by the server; `unreachable`; no more `tries`; `ambiguous`, whether the create ran; the turn is `gone`,
-            and was seen in part; `broken` by a server that does not keep to the protocol.
+            and was seen in part; `broken` by a server that does not keep to the protocol; `too_big`, a message.
     """
 
     why: Why
@@ -153,20 +156,28 @@ def decide(sent: Sent, seen: Seen, broke: Broke, can: Abilities) -> Action:
             return _upgrade_refused(sent, seen, refusal, can)
         case CreateRefused(refusal):
             return _create_refused(sent, seen, refusal, can)
+        case What():
+            return _line_broke(sent, seen, broke, can)
+
+
+def _line_broke(sent: Sent, seen: Seen, what: What, can: Abilities) -> Action:
+    match what:
         case What.NEVER:
             return GiveUp("unreachable")
-        case What.UPGRADE_BROKEN if can.may_fall_back:
+        case What.UPGRADE_BROKEN if can.may_fall_back and not can.had_socket:
             return FallBack()  # some proxies do that to every upgrade
         case What.NO_CONNECTION | What.UPGRADE_BROKEN:
             return go_on(sent, seen, can) if can.may_try else GiveUp("unreachable")
-        case What.OUT_OF_ORDER if not can.has_extensions:
-            return GiveUp("broken")  # it would send the same again
-        case What.LINE_ENDED | What.SILENT | What.OUT_OF_ORDER:
+        case What.LINE_ENDED | What.SILENT:
             return go_on(sent, seen, can) if can.may_try else GiveUp("tries")
+        case What.OUT_OF_ORDER:  # without a replay it would only come the same way again
+            return go_on(sent, seen, can) if can.may_try and can.has_extensions else GiveUp("broken")
+        case What.TOO_BIG:
+            return FallBack() if can.may_fall_back and not seen.has_begun else GiveUp("too_big")
         case What.NOT_HELD:
             return _not_held(seen, can)
         case What.RUNS_ON | What.HAS_ENDED:
-            return _found(sent, broke, can)
+            return _found(sent, what, can)
 
 
 def go_on(sent: Sent, seen: Seen, can: Abilities) -> Action:
@@ -185,10 +196,11 @@ def go_on(sent: Sent, seen: Seen, can: Abilities) -> Action:
 def _upgrade_refused(sent: Sent, seen: Seen, refusal: Refusal, can: Abilities) -> Action:
     if refusal.status == 401:
         return GiveUp("refused")  # HTTP would say the same
-    if can.may_fall_back:
-        return FallBack()  # also at 403: servers that know no WebSocket answer so
-    if refusal.status in _LOAD_STATUSES and can.may_try:
+    is_of_the_moment = refusal.status in _LOAD_STATUSES and (can.had_socket or not can.may_fall_back)
+    if is_of_the_moment and can.may_try:
         return go_on(sent, seen, can)
+    if can.may_fall_back and not is_of_the_moment:
+        return FallBack()  # also at 403: servers that know no WebSocket answer so
     return GiveUp("refused")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -104,6 +106,7 @@ class Session:
         self._chance = chance
         self._running: ResponseStream | None = None
         self._is_closed = False
+        self._store_forgets = False  # a stored response was lost: from then on what is not held is sent again
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self._connections!r} {self.history!r}>"
@@ -158,16 +161,8 @@ class Session:
             raise OpenlineError("idempotency_key: expected 1 to 255 printable ASCII characters.")
         create = Create(sent, asked, past or history or History(), key, resume, on_lost or self._settings.on_lost)
 
-        def end(stream: ResponseStream, response: Response | None) -> None:
-            if self._running is stream:
-                self._running = None
-            if history is not None and response is not None:
-                history.add(
-                    map(msgspec.Raw, asked), response, is_stored=create.is_stored and response.get("store") is not False
-                )
-                self.history = history
-
         turn = Turn(create, self._connections, self._settings, self._chance)
+        end = partial(self._ended, history, create, turn)
         return ResponseStream(turn, idempotency_key=key, settings=self._settings, begin=self._begin, end=end)
 
     async def close(self) -> None:
@@ -185,7 +180,14 @@ class Session:
     ) -> None:
         await self.close()
 
-    def _begin(self, stream: ResponseStream) -> None:
+    async def _begin(self, stream: ResponseStream) -> None:
+        if self._running is not None and not self._running.is_leaving:
+            # A loop that was left by `break` closes its iterator in a task of its own, which asyncio has only just made.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        running = self._running
+        if running is not None and running.is_leaving:
+            await running.aclose()
         if self._is_closed:
             raise OpenlineError("The session is closed: connect another.")
         if self._running is not None:
@@ -194,6 +196,18 @@ class Session:
                 "read it to its end, or call its response() or cancel()."
             )
         self._running = stream
+
+    def _ended(
+        self, history: History | None, create: Create, turn: Turn, stream: ResponseStream, response: Response | None
+    ) -> None:
+        """A stream has ended; with a response if that belongs to the conversation."""
+        if self._running is stream:
+            self._running = None
+        self._store_forgets = self._store_forgets or turn.lost_parent
+        if history is not None and response is not None:
+            is_stored = create.is_stored and response.get("store") is not False and not self._store_forgets
+            history.add(map(msgspec.Raw, create.asked), response, is_stored=is_stored)
+            self.history = history
 
     def _history_for(self, previous: object, past: Past | None, *, in_conversation: bool) -> History | None:
         """What the turn's end is added to; None for a conversation that is kept elsewhere."""

@@ -164,6 +164,7 @@ class Socket:
             self._end(closed)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._end(LineClosed(None, "the server sent a message that is no JSON object"))
+        await self._line.close()
 
     def _end(self, closed: LineClosed) -> None:
         self._closed = self._closed or closed

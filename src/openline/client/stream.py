@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from types import TracebackType
 from typing import Final, Self
@@ -25,6 +25,7 @@ class ResponseStream:
 
     Attributes:
         idempotency_key: the turn's, known before anything is sent.
+        is_leaving: whether it was left, or cancelled.
     """
 
     def __init__(
@@ -33,7 +34,7 @@ class ResponseStream:
         *,
         idempotency_key: str,
         settings: ClientSettings,
-        begin: Callable[[ResponseStream], None],
+        begin: Callable[[ResponseStream], Awaitable[None]],
         end: Callable[[ResponseStream, Response | None], None],
     ) -> None:
         self.idempotency_key = idempotency_key
@@ -42,13 +43,15 @@ class ResponseStream:
         self._begin = begin
         self._end = end
         self._events: AsyncGenerator[Event, None] | None = None
+        self._is_new = True
         self._is_pulling = False
         self._is_detached = False
+        self.is_leaving = False
         self._error: OpenlineError | None = None
         self._ended = asyncio.Event()
 
     def __repr__(self) -> str:
-        state = "ended" if self.is_ended else "new" if self._events is None else "running"
+        state = "ended" if self.is_ended else "new" if self._is_new else "running"
         return f"<ResponseStream {state} key={self.idempotency_key} {self._turn!r}>"
 
     @property
@@ -98,9 +101,13 @@ class ResponseStream:
             TurnFailed: it ended in `response.failed`.
             ConnectionLost: its end is not known.
         """
-        with suppress(ConnectionLost):  # the events may be lost, and the end known all the same
-            while await self._next(shown=False) is not None:
-                pass
+        try:
+            with suppress(ConnectionLost):  # the events may be lost, and the end known all the same
+                while await self._next(shown=False) is not None:
+                    pass
+        except asyncio.CancelledError:
+            await self.aclose()
+            raise
         final = self._turn.reading.final
         if final is None:
             assert self._error is not None, "a turn ends with its response, or with an error"
@@ -118,19 +125,14 @@ class ResponseStream:
 
         Source: WebSocket mode guide, "Cancelling".
         """
-        if self.is_ended:
-            return
-        try:
-            async with asyncio.timeout(self._settings.cancel_seconds_max):
-                await self._turn.cancel()
-                if self._is_pulling:
-                    await self._ended.wait()
-                else:
+        if self._leaves():
+            try:
+                async with asyncio.timeout(self._settings.cancel_seconds_max):
+                    await self._turn.cancel()
                     await self._drain()
-        except TimeoutError:
-            await self._turn.abandon()
-            if not self._is_pulling:
-                await self._drain()
+            except TimeoutError:
+                await self._turn.leave(detached=False)
+        await self._drain()
 
     def detach(self) -> None:
         """Let the turn run on when this stream is left: a server with our extensions holds it for `resume.seconds`.
@@ -141,10 +143,11 @@ class ResponseStream:
 
     async def aclose(self) -> None:
         """Leave the stream: cancel the turn if it still runs, or only stop reading it if it is detached."""
-        if self._is_detached and not self.is_ended:
-            await self._stop_reading()
-        else:
+        if not self._is_detached:
             await self.cancel()
+        elif self._leaves():
+            await self._turn.leave(detached=True)
+            await self._drain()
 
     async def __aenter__(self) -> Self:
         return self
@@ -161,50 +164,53 @@ class ResponseStream:
             shown: the app sees it.
         """
         if self.is_ended:
-            if self._error is not None and shown:
+            if self._error is not None and shown and not self.is_leaving:
                 raise self._error
             return None
         if self._is_pulling:
             raise OpenlineError("the stream is read in two places at once: one of them has to do.")
+        if self._is_new:
+            await self._begin(self)
+            self._is_new = False
         if self._events is None:
-            self._begin(self)
             self._events = self._turn.events()
         self._is_pulling = True
         try:
             event = await anext(self._events, None)
         except OpenlineError as error:
-            self._error = error
-            await self._finish()
+            self._finish(error)
             raise
-        except BaseException:  # cancelled in mid-read: the generator is finished
-            await self._finish()
+        except BaseException:
+            self._events = None  # reading was interrupted: it ends the generator, and another one goes on from there
             raise
         finally:
             self._is_pulling = False
         if event is None:
-            await self._finish()
+            await self._events.aclose()
+            self._finish(None)
         elif shown:
             self._turn.was_shown = True
         return event
 
+    def _leaves(self) -> bool:
+        """Note that the stream is left, unless there is nothing to leave."""
+        if self._is_new and not self.is_ended:
+            self._finish(None)  # nothing was sent
+        self.is_leaving = True
+        return not self.is_ended
+
     async def _drain(self) -> None:
+        """Wait for the end, whoever reads up to it."""
+        if self._is_pulling:
+            await self._ended.wait()
         with suppress(OpenlineError):
             while await self._next(shown=False) is not None:
                 pass
 
-    async def _stop_reading(self) -> None:
-        self._error = ConnectionLost(
-            "the stream was left while its turn ran: take it up by its idempotency key.",
-            idempotency_key=self.idempotency_key,
-            response=self._turn.reading.snapshot(),
-        )
-        await self._finish()
-
-    async def _finish(self) -> None:
-        if self._events is not None:
-            await self._events.aclose()
+    def _finish(self, error: OpenlineError | None) -> None:
         final = self._turn.reading.final
-        if final is None and self._error is None:
-            self._error = Refused(0, "request_cancelled", "The turn was cancelled before its response began.")
+        if final is None and error is None:
+            error = Refused(0, "request_cancelled", "The turn was cancelled before its response began.")
+        self._error = error
         self._ended.set()
         self._end(self, final if final is not None and final.get("status") in _ENDED_WELL else None)
