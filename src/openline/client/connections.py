@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Literal
 
-from openline.client.create import Create
 from openline.client.settings import ClientSettings, Transport
 from openline.client.socket import Socket
 from openline.client.wire import Dial, Headers
@@ -60,11 +59,13 @@ class Connections:
         return self._socket.holds if self._socket is not None and self._is_usable(self._socket) else None
 
     def over(self, *, loops: bool, in_background: bool = False) -> Over:
-        """What a create would use.
+        """What a create uses.
 
         Args:
             loops: it is one of several.
             in_background: it is a background turn, which WebSocket mode does not have.
+
+        Source: WebSocket mode guide: generate once over HTTP, loop over a socket.
         """
         if in_background or self._transport == "http":
             return "http"
@@ -73,11 +74,6 @@ class Connections:
         if self._no_socket_until is not None and self._now() < self._no_socket_until:
             return "http"
         return "websocket" if loops else "http"
-
-    def over_for(self, create: Create) -> Over:
-        """What this create uses."""
-        loops = create.wants_socket or create.past.response_id is not None
-        return self.over(loops=loops, in_background=create.in_background)
 
     async def socket(self) -> Socket:
         """The open socket; a new one if there is none, or if it is nearly as old as servers let it get.

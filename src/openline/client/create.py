@@ -59,6 +59,7 @@ class Create(msgspec.Struct, frozen=True):
         past: what it goes on from.
         key: the idempotency key.
         may_be_known: the key may be a turn's that was sent before, in another form, by this process or another.
+        loops: it is one of several turns, so that a socket pays.
     """
 
     fields: Mapping[str, Any]
@@ -67,6 +68,7 @@ class Create(msgspec.Struct, frozen=True):
     key: str
     may_be_known: bool
     on_lost: OnLost
+    loops: bool
 
     @property
     def in_background(self) -> bool:
@@ -77,14 +79,6 @@ class Create(msgspec.Struct, frozen=True):
     def is_stored(self) -> bool:
         """Whether the server is to keep the response; it does unless told otherwise."""
         return self.fields.get("store") is not False
-
-    @property
-    def wants_socket(self) -> bool:
-        """Whether it is one of several, so that a socket pays.
-
-        Source: WebSocket mode guide: generate once over HTTP, loop over a socket.
-        """
-        return bool(self.fields.get("tools")) or self.fields.get("generate") is False
 
     def body(self, holds: str | None, *, whole: bool = False) -> Body:
         """Its form for a connection.

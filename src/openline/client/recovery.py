@@ -55,7 +55,7 @@ class Abilities(NamedTuple):
         may_restart: the app takes a second generation.
         in_background: the turn runs without a connection, and its events can be read again, on any server.
         may_try: there are tries and time left.
-        may_ask_again: the same for a create that was refused.
+        may_ask_again: the same for a create that was refused, so that nothing runs.
     """
 
     has_extensions: bool | None
@@ -214,7 +214,7 @@ def _create_refused(sent: Sent, seen: Seen, refusal: Refusal, can: Abilities) ->
             return LookUp() if can.may_try else GiveUp("gone")
         case "idempotency_key_reused" if sent.in_two_forms and can.may_try:
             return LookUp()
-        case _ if is_load(refusal) and can.may_ask_again:
+        case _ if is_load(refusal) and (can.may_try if sent.may_run else can.may_ask_again):
             return go_on(sent, seen, can)
         case _:
             return GiveUp("refused")

@@ -106,6 +106,7 @@ class Session:
         self._chance = chance
         self._running: ResponseStream | None = None
         self._is_closed = False
+        self._has_run = False
         self._store_forgets = False  # a stored response was lost: from then on what is not held is sent again
 
     def __repr__(self) -> str:
@@ -114,7 +115,7 @@ class Session:
     @property
     def transport(self) -> Over:
         """What the next create would use, if it had no tools."""
-        return self._connections.over(loops=not self.history.is_empty)
+        return self._connections.over(loops=self._loops)
 
     @property
     def has_extensions(self) -> bool | None:
@@ -156,10 +157,13 @@ class Session:
         asked = encode_items(input)
         sent = checked({"model": self._model, **fields, "tools": tools})
         history = self._history_for(previous, past, in_conversation="conversation" in sent)
-        key = idempotency_key or f"key_{self._chance.getrandbits(128):032x}"
+        key = f"key_{self._chance.getrandbits(128):032x}" if idempotency_key is None else idempotency_key
         if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
             raise OpenlineError("idempotency_key: expected 1 to 255 printable ASCII characters.")
-        create = Create(sent, asked, past or history or History(), key, resume, on_lost or self._settings.on_lost)
+        # A history that holds nothing yet is false, and still the one to go on from.
+        goes_on_from = next(each for each in (past, history, History()) if each is not None)
+        loops = self._loops or goes_on_from.response_id is not None or bool(tools) or fields.get("generate") is False
+        create = Create(sent, asked, goes_on_from, key, resume, on_lost or self._settings.on_lost, loops)
 
         turn = Turn(create, self._connections, self._settings, self._chance)
         end = partial(self._ended, history, create, turn)
@@ -179,6 +183,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.close()
+
+    @property
+    def _loops(self) -> bool:
+        """Whether the next turn is not the first."""
+        return self._has_run or not self.history.is_empty
 
     async def _begin(self, stream: ResponseStream) -> None:
         if self._running is not None and not self._running.is_leaving:
@@ -203,6 +212,7 @@ class Session:
         """A stream has ended; with a response if that belongs to the conversation."""
         if self._running is stream:
             self._running = None
+            self._has_run = True
         self._store_forgets = self._store_forgets or turn.lost_parent
         if history is not None and response is not None:
             is_stored = create.is_stored and response.get("store") is not False and not self._store_forgets

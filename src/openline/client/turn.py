@@ -10,7 +10,7 @@ from contextlib import aclosing, suppress
 from typing import Final
 
 from openline.client.attempt import Attempts, Broken
-from openline.client.connections import Connections
+from openline.client.connections import Connections, Over
 from openline.client.create import Body, Create
 from openline.client.errors import ConnectionLost, OpenlineError
 from openline.client.reading import OutOfOrder, Reading
@@ -69,7 +69,8 @@ class Turn:
         self._chance = chance
         self._attempts = Attempts(create, connections, settings)
         self._tries = Tries(settings)
-        self._sent = Sent(in_two_forms=create.may_be_known)
+        self._sent = Sent(may_run=create.may_be_known, in_two_forms=create.may_be_known)
+        self._was_read = False
         self._body: Body | None = None
         self._cancelled = asyncio.Event()
         self._was_told = False  # the server, of the cancelling
@@ -92,11 +93,13 @@ class Turn:
             OpenlineError: the create cannot be sent as it is.
         """
         action: Action = LookUp() if self._create.may_be_known else ResendFull()
-        if self._sent.may_run and not self._is_over:
+        if self._was_read and not self._is_over:
             action = await self._next(action, Broken(What.LINE_ENDED, "reading was interrupted"))
+        self._was_read = True
         while not self._is_over:
             attempt = self._carry_out(action)
             before = self._sent
+            self._sent = before._replace(may_run=True)
             try:
                 async with aclosing(attempt) as events:
                     has_begun = False
@@ -218,10 +221,12 @@ class Turn:
 
     def _send(self, after: int | None) -> AsyncGenerator[Event, None]:
         again = self._sent.may_run
-        self._sent = self._sent._replace(may_run=True)
-        if self._connections.over_for(self._create) == "websocket":
+        if self._over() == "websocket":
             return self._attempts.over_socket(self._built, after, again=again)
         return self._attempts.over_http(self._built(None))
+
+    def _over(self) -> Over:
+        return self._connections.over(loops=self._create.loops, in_background=self._create.in_background)
 
     def _built(self, holds: str | None) -> Body:
         if self._body is None:
@@ -231,8 +236,7 @@ class Turn:
 
     def _resume(self) -> AsyncGenerator[Event, None]:
         """Over the socket the key attaches to the turn, and makes it the connection's latest; over HTTP its id does."""
-        over_socket = self._connections.over_for(self._create) == "websocket"
-        if over_socket and self._body is not None and not self._sent.in_two_forms:
+        if self._over() == "websocket" and self._body is not None and not self._sent.in_two_forms:
             return self._send(self.reading.after)
         assert self.reading.response_id is not None, "only a response that was seen, or looked up, is resumed"
         return self._attempts.follow(self.reading.response_id, self.reading.after)
@@ -309,7 +313,7 @@ class Turn:
                 await self._cancelled.wait()
 
     def _error(self, why: Why, broken: Broken) -> OpenlineError:
-        if why == "refused" and not isinstance(broken.broke, What):
+        if not isinstance(broken.broke, What) and not self._sent.may_run and not self.reading.has_begun:
             return broken.broke.refusal.error()
         return self._lost(f"{broken.words}; {_WHY[why]}.")
 
