@@ -157,6 +157,13 @@ ROWS = {
         OURS,
         GiveUp("refused"),
     ),
+    "key held by another process": (
+        MAYBE,
+        UNSEEN,
+        refused(409, "idempotency_key_in_use", should_retry=False),
+        OURS,
+        ResendSameKey(),
+    ),
     "overloaded": (NOTHING, UNSEEN, refused(503, "server_is_overloaded"), PLAIN, ResendFull()),
     "overloaded, but the turn may run": (MAYBE, SHOWN, refused(503, "server_is_overloaded"), OURS, Resume()),
     "overloaded again and again": (
@@ -221,7 +228,10 @@ def everything():
     """Every combination of what the function is given."""
     refusals = [
         *(refused(code=code) for code in ("previous_response_not_found", "websocket_connection_limit_reached")),
-        *(refused(409, code) for code in ("resume_window_exceeded", "idempotency_key_reused")),
+        *(
+            refused(409, code)
+            for code in ("resume_window_exceeded", "idempotency_key_reused", "idempotency_key_in_use")
+        ),
         *(refused(status) for status in (400, 404, 429, 503)),
     ]
     broken = [*What, *refusals, *(upgrade(status) for status in (401, 403, 426, 503))]

@@ -293,7 +293,7 @@ async def test_keys_go_to_every_server_in_a_header_and_in_frames_only_where_they
     assert not any("idempotency_key" in frame for frame in [*plain.frames, *plain.posts])
 
 
-@pytest.mark.parametrize("key", ["", "x" * 256, "new\nline", "ü"])
+@pytest.mark.parametrize("key", ["", "x" * 256, "new\nline", "ü", " blank", "blank "])
 def test_a_key_has_a_form(key):
     """1 to 255 printable characters, that a header can carry."""
     with pytest.raises(OpenlineError, match="idempotency_key"):
@@ -357,6 +357,20 @@ async def test_a_create_that_meets_the_connections_end_goes_to_another():
         await world.turn("More.", store=False)
     assert [len(line.sent) for line in world.network.lines] == [2, 1]
     assert len(world.server.generations) == 2
+
+
+@in_virtual_time
+async def test_a_turn_outlives_its_connection():
+    """A server that ends an old connection in mid-turn says so, and holds the turn: it goes on over another one."""
+    world = World(transport="websocket", words=30)
+    async with world.session as session:
+        stream = session.create(input="Hello.")
+        await anext(stream)
+        error = {"code": "websocket_connection_limit_reached", "message": "60 minutes."}
+        world.network.lines[0].deliver(msgspec.json.encode({"type": "error", "status": 400, "error": error}).decode())
+        assert (await stream.response())["status"] == "completed"
+    assert len(world.network.lines) == 2
+    assert len(world.server.generations) == 1
 
 
 @in_virtual_time

@@ -214,6 +214,8 @@ def _create_refused(sent: Sent, seen: Seen, refusal: Refusal, can: Abilities) ->
             return LookUp() if can.may_try else GiveUp("gone")
         case "idempotency_key_reused" if sent.in_two_forms and can.may_try:
             return LookUp()
+        case "idempotency_key_in_use" if can.may_try:  # its turn runs in another process of the server
+            return go_on(sent, seen, can)
         case _ if is_load(refusal) and (can.may_try if sent.may_run else can.may_ask_again):
             return go_on(sent, seen, can)
         case _:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 import msgspec
 
@@ -21,7 +22,8 @@ from openline.client.stream import ResponseStream
 from openline.client.turn import Turn
 from openline.client.wire import Dial, Response
 
-_UNGIVEN = object()
+_UNGIVEN: Final = object()
+_KEY: Final = re.compile(r"[!-~](?:[ -~]{0,253}[!-~])?\Z")  # what a header can hold, and gives back as it was
 
 
 def connect(
@@ -158,8 +160,9 @@ class Session:
         sent = checked({"model": self._model, **fields, "tools": tools})
         history = self._history_for(previous, past, in_conversation="conversation" in sent)
         key = f"key_{self._chance.getrandbits(128):032x}" if idempotency_key is None else idempotency_key
-        if not (1 <= len(key) <= 255 and key.isascii() and key.isprintable()):
-            raise OpenlineError("idempotency_key: expected 1 to 255 printable ASCII characters.")
+        if not _KEY.match(key):
+            expected = "1 to 255 printable characters of ASCII, without a blank at either end"
+            raise OpenlineError(f"idempotency_key: expected {expected}.")
         # A history that holds nothing yet is false, and still the one to go on from.
         goes_on_from = next(each for each in (past, history, History()) if each is not None)
         loops = self._loops or goes_on_from.response_id is not None or bool(tools) or fields.get("generate") is False

@@ -39,6 +39,8 @@ from openline.client.wire import Event, LineClosed
 
 logger = logging.getLogger("openline.client")
 
+# Errors in mid-turn that are about the connection, or about reading: the turn goes on.
+_NOT_ITS_END: Final = frozenset({"websocket_connection_limit_reached", "resume_window_exceeded"})
 _WHY: Final[dict[Why, str]] = {
     "refused": "the server refused",
     "unreachable": "the server cannot be reached",
@@ -100,9 +102,9 @@ class Turn:
             attempt = self._carry_out(action)
             before = self._sent
             self._sent = before._replace(may_run=True)
+            has_begun = False
             try:
                 async with aclosing(attempt) as events:
-                    has_begun = False
                     async for event in events:
                         if self._take(event, has_begun=has_begun):
                             yield event
@@ -113,7 +115,7 @@ class Turn:
                             await self._tell_cancelled()
                 raise Broken(What.LINE_ENDED, "the events ended before the turn did")
             except Broken as broken:
-                if broken.unsent or isinstance(broken.broke, CreateRefused):
+                if broken.unsent or (isinstance(broken.broke, CreateRefused) and not has_begun):
                     self._sent = self._sent._replace(may_run=before.may_run)
                 if not self._is_over:
                     action = await self._next(action, broken)
@@ -147,9 +149,10 @@ class Turn:
             has_begun: it is not the first of its attempt; an error that is the first refuses the attempt.
         """
         if event["type"] == "error":
-            if not has_begun:
-                raise Broken(CreateRefused(refusal_of_event(event)))
-            self.reading.fail(refusal_of_event(event))  # in mid-turn; the SDKs take it as the turn's end, too
+            refusal = refusal_of_event(event)
+            if not has_begun or refusal.code in _NOT_ITS_END:
+                raise Broken(CreateRefused(refusal))
+            self.reading.fail(refusal)  # the SDKs take an error in mid-turn as the turn's end, too
             return True
         try:
             is_new = self.reading.take(event, strict=self._connections.has_extensions is True)
