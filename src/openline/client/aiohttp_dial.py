@@ -64,12 +64,12 @@ class AiohttpDial:
                     self._url("/responses"),
                     headers=headers,
                     heartbeat=self._settings.ping_seconds,
-                    max_msg_size=self._settings.message_bytes_max,
+                    max_msg_size=self._settings.message_bytes_max + 1,  # aiohttp's is the least that it refuses
                 )
         except aiohttp.WSServerHandshakeError as error:
             raise DialRefused(error.status, answer.headers, answer.body) from None
         except (*_FAULTS, TimeoutError) as error:
-            raise _failed(error) from None
+            raise _failed(error, reached=answer.is_connected) from None
         return AiohttpLine(socket, answer.headers)
 
     async def post(self, path: str, body: bytes, headers: Headers) -> AiohttpEvents:
@@ -92,9 +92,7 @@ class AiohttpDial:
             answer = await self._session().request(
                 method, self._url(path), headers=headers, data=data, allow_redirects=False
             )
-        except aiohttp.ClientConnectorError as error:  # and a timeout of connecting is one of these too
-            raise _failed(error) from None
-        except aiohttp.ConnectionTimeoutError as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
             raise _failed(error) from None
         except _FAULTS as error:
             raise LineClosed(None, _words(error)) from None
@@ -117,6 +115,8 @@ class AiohttpDial:
         trace = aiohttp.TraceConfig()
         trace.on_request_redirect.append(_refuse_redirect)
         trace.on_request_end.append(answer.note)
+        trace.on_connection_create_end.append(answer.connected)
+        trace.on_connection_reuseconn.append(answer.connected)
         connector = self._session().connector
         return aiohttp.ClientSession(
             connector=connector, connector_owner=False, trace_configs=[trace], **self._options()
@@ -231,6 +231,10 @@ class _Answer:
     def __init__(self) -> None:
         self.headers: Headers = {}
         self.body = b""
+        self.is_connected = False
+
+    async def connected(self, _session: aiohttp.ClientSession, _context: object, _params: object) -> None:
+        self.is_connected = True
 
     async def note(
         self, _session: aiohttp.ClientSession, _context: object, params: aiohttp.TraceRequestEndParams
@@ -252,14 +256,11 @@ def _lower(headers: Mapping[str, str]) -> Headers:
     return {name.lower(): value for name, value in headers.items()}
 
 
-def _failed(error: BaseException) -> DialFailed:
-    reached = isinstance(error, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError | HttpProcessingError)
-    connecting = isinstance(error, aiohttp.ClientConnectorError)
-    return DialFailed(_words(error), reached=reached and not connecting, is_lasting=isinstance(error, _LASTING))
+def _failed(error: BaseException, *, reached: bool = False) -> DialFailed:
+    words = "no answer came within connect_seconds_max" if isinstance(error, TimeoutError) else _words(error)
+    return DialFailed(words, reached=reached, is_lasting=isinstance(error, _LASTING))
 
 
 def _words(error: BaseException) -> str:
     """A fault in its own words, which are about addresses and certificates; its class where it has none."""
-    if isinstance(error, aiohttp.ConnectionTimeoutError) or type(error) is TimeoutError:
-        return "no connection came about in time"
     return str(error) or type(error).__name__
