@@ -616,10 +616,11 @@ async def test_a_cancel_that_is_not_answered_gives_up_the_line():
     assert len(world.network.lines) == 2
 
 
+@pytest.mark.parametrize("transport", ["websocket", "http"])
 @in_virtual_time
-async def test_a_detached_turn_runs_on_and_can_be_taken_up_by_its_key():
+async def test_a_detached_turn_runs_on_and_can_be_taken_up_by_its_key(transport):
     """By another session, with another form of the create: nothing is generated twice, and every event is there."""
-    world = World(transport="websocket")
+    world = World(transport=transport)
     async with world.session as session:
         stream = session.create(input="Hello.", idempotency_key="mine")
         async for _ in stream:
@@ -634,6 +635,7 @@ async def test_a_detached_turn_runs_on_and_can_be_taken_up_by_its_key():
         assert len(session.history) == 3
     assert len(world.server.generations) == 1
     assert events == world.server.generations[0].events
+    assert events[-1]["type"] == "response.completed"
 
 
 @in_virtual_time

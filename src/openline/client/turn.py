@@ -169,7 +169,7 @@ class Turn:
 
     async def _tell_cancelled(self) -> None:
         line, response_id = self._attempts.line, self.reading.response_id
-        if self._was_told or line is None:
+        if self._was_told or self._is_left or line is None:
             return
         if not self._connections.has_extensions:
             await self.leave(detached=False)
