@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from openline.client.session import Session, connect
     from openline.client.settings import ClientSettings
     from openline.client.stream import ResponseStream
+    from openline.client.sync import SyncResponseStream, SyncSession, connect_sync
 
 __version__ = "0.1.0"
 
@@ -22,9 +23,12 @@ __all__ = [
     "Refused",
     "ResponseStream",
     "Session",
+    "SyncResponseStream",
+    "SyncSession",
     "ToolOutcomeUnknown",
     "TurnFailed",
     "connect",
+    "connect_sync",
 ]
 
 # Where each name lives; it is imported when it is asked for, so that the server does not load the client (PEP 562).
@@ -36,9 +40,12 @@ _HOMES: Final = {
     "Refused": "errors",
     "ResponseStream": "stream",
     "Session": "session",
+    "SyncResponseStream": "sync",
+    "SyncSession": "sync",
     "ToolOutcomeUnknown": "errors",
     "TurnFailed": "errors",
     "connect": "session",
+    "connect_sync": "sync",
 }
 
 

@@ -45,6 +45,7 @@ class ResponseStream:
         self._events: AsyncGenerator[Event, None] | None = None
         self._is_new = True
         self._is_pulling = False
+        self._pulled = asyncio.Event()  # set by the end of each read
         self._is_detached = False
         self.is_leaving = False
         self._error: OpenlineError | None = None
@@ -163,34 +164,41 @@ class ResponseStream:
         Args:
             shown: the app sees it.
         """
+        if self._is_pulling and self.is_leaving:
+            await self._ended.wait()  # whoever leaves it reads it to its end
         if self.is_ended:
             if self._error is not None and shown and not self.is_leaving:
                 raise self._error
             return None
         if self._is_pulling:
             raise OpenlineError("the stream is read in two places at once: one of them has to do.")
+        self._is_pulling = True
+        try:
+            event = await self._pull()
+        except OpenlineError as error:
+            if not self._is_new:
+                self._finish(error)
+            raise
+        finally:
+            self._is_pulling = False
+            self._pulled.set()
+        if event is None:
+            self._finish(None)
+        elif shown:
+            self._turn.was_shown = True
+        return event
+
+    async def _pull(self) -> Event | None:
         if self._is_new:
             await self._begin(self)
             self._is_new = False
         if self._events is None:
             self._events = self._turn.events()
-        self._is_pulling = True
         try:
-            event = await anext(self._events, None)
-        except OpenlineError as error:
-            self._finish(error)
-            raise
+            return await anext(self._events, None)
         except BaseException:
-            self._events = None  # reading was interrupted: it ends the generator, and another one goes on from there
+            self._events = None  # a generator ends so; where reading was interrupted another one goes on from there
             raise
-        finally:
-            self._is_pulling = False
-        if event is None:
-            await self._events.aclose()
-            self._finish(None)
-        elif shown:
-            self._turn.was_shown = True
-        return event
 
     def _leaves(self) -> bool:
         """Note that the stream is left, unless there is nothing to leave."""
@@ -200,12 +208,14 @@ class ResponseStream:
         return not self.is_ended
 
     async def _drain(self) -> None:
-        """Wait for the end, whoever reads up to it."""
-        if self._is_pulling:
-            await self._ended.wait()
+        """Read up to the end; somebody else who is at it may go on."""
         with suppress(OpenlineError):
-            while await self._next(shown=False) is not None:
-                pass
+            while not self.is_ended:
+                if self._is_pulling:
+                    self._pulled.clear()
+                    await self._pulled.wait()
+                else:
+                    await self._next(shown=False)
 
     def _finish(self, error: OpenlineError | None) -> None:
         final = self._turn.reading.final
