@@ -146,8 +146,7 @@ class Reading:
 
 def response_id_of(event: Event) -> str | None:
     """The id of the response that an event brings; None if it brings none."""
-    response = as_object(event.get("response"))
-    if event["type"] not in LIFECYCLE_EVENTS or response is None:
+    if event["type"] not in LIFECYCLE_EVENTS or (response := as_object(event.get("response"))) is None:
         return None
     found: object = response.get("id")
     return found if isinstance(found, str) else None

@@ -24,34 +24,51 @@ _decoder: Final = msgspec.json.Decoder(dict[str, Any])
 class Inbox:
     """What came for a turn and was not taken yet; whoever puts more into it waits for room.
 
+    One timer a turn watches over it, and none an event.
+
     Args:
         bytes_max: of the messages, as they came; one message may be more than that.
+        idle_seconds_max: for which nothing may come while nothing is there.
     """
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, idle_seconds_max: float) -> None:
         self._bytes_max = bytes_max
+        self._idle_seconds_max = idle_seconds_max
         self._events: deque[tuple[Event, int]] = deque()
         self._bytes = 0
-        self._closed: LineClosed | None = None
+        self._why_closed: Exception | None = None
         self._came = asyncio.Event()
         self._room = asyncio.Event()
         self._room.set()
+        self._loop = asyncio.get_running_loop()
+        self._last = self._loop.time()
+        self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Inbox events={len(self._events)} bytes={self._bytes}>"
+
+    def watch(self) -> None:
+        """From now on something has to come."""
+        self._last = self._loop.time()
+        if self._why_closed is None:
+            self._timer = self._loop.call_later(self._idle_seconds_max, self._look)
 
     def put(self, event: Event, size: int) -> None:
         """An event, and how many bytes it was."""
         self._events.append((event, size))
         self._bytes += size
+        self._last = self._loop.time()
         self._came.set()
         if self._bytes >= self._bytes_max:
             self._room.clear()
 
-    def close(self, closed: LineClosed) -> None:
+    def close(self, why: Exception) -> None:
         """Nothing more comes."""
-        self._closed = closed
+        if self._timer is not None:
+            self._timer.cancel()
+        self._why_closed = why
         self._came.set()
+        self._room.set()
 
     async def has_room(self) -> None:
         """Wait until fewer bytes than the most are in it."""
@@ -62,10 +79,11 @@ class Inbox:
 
         Raises:
             LineClosed: the line has ended, and everything before that was taken.
+            TimeoutError: nothing came in time.
         """
         while not self._events:
-            if self._closed is not None:
-                raise self._closed
+            if self._why_closed is not None:
+                raise self._why_closed
             self._came.clear()
             await self._came.wait()
         event, size = self._events.popleft()
@@ -73,6 +91,15 @@ class Inbox:
         if self._bytes < self._bytes_max:
             self._room.set()
         return event
+
+    def _look(self) -> None:
+        """Whether something came lately, or waits to be taken: then look again when it could be too late."""
+        last = self._loop.time() if self._events else self._last
+        left = last + self._idle_seconds_max - self._loop.time()
+        if left > 0:
+            self._timer = self._loop.call_later(left, self._look)
+        else:
+            self.close(TimeoutError())
 
 
 class Socket:
@@ -114,18 +141,19 @@ class Socket:
         assert self._inbox is None, "a session takes its turns one after another"
         if self._closed is not None:
             raise NotSent(self._closed)
-        inbox = self._inbox = Inbox(self._settings.buffered_bytes_max)
+        inbox = self._inbox = Inbox(self._settings.buffered_bytes_max, self._settings.idle_seconds_max)
         ended = False
         try:
             try:
                 await self._line.send(frame)
             except LineClosed as closed:
                 raise NotSent(closed) from None
+            inbox.watch()
             while not ended:
-                async with asyncio.timeout(self._settings.idle_seconds_max):
-                    event = await inbox.take()
+                event = await inbox.take()
                 ended = event["type"] in TURN_ENDS
                 if ended:
+                    inbox.close(LineClosed(None, "the turn has ended"))
                     self._inbox = None
                 yield event
         finally:
