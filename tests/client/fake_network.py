@@ -199,7 +199,7 @@ class FakeServer:
                 generation.task.cancel()
                 generation.grown.set()
         self.held = {id_: each for id_, each in self.held.items() if each.stored and not each.is_dead}
-        self.keys = {}
+        self.keys = {key: known for key, known in self.keys.items() if known[1].id in self.held}
         for connection in tuple(self.connections):
             connection.cut()
 

@@ -147,5 +147,14 @@ def test_a_look_up_tells_whether_the_response_has_ended():
     reading.found({"id": "resp_1", "status": "completed"})
     reading.take_end()
     assert reading.final == {"id": "resp_1", "status": "completed"}
+    reading.take(EVENTS[0], strict=True)
     with pytest.raises(OutOfOrder):
         reading.found({"id": "resp_2", "status": "completed"})
+
+
+def test_what_a_look_up_found_may_be_gone_when_its_events_are_asked_for():
+    """Nothing of it was seen: then another one, which its create has begun meanwhile, is the response."""
+    reading = Reading()
+    reading.found({"id": "resp_0", "status": "in_progress"})
+    assert reading.take(EVENTS[0], strict=True)
+    assert reading.response_id == "resp_1"

@@ -96,6 +96,7 @@ ROWS = {
     "ours, events seen": (MAYBE, BEGUN, What.LINE_ENDED, OURS, Resume()),
     "ours, silent": (MAYBE, SHOWN, What.SILENT, OURS, Resume()),
     "ours, a gap": (MAYBE, SHOWN, What.OUT_OF_ORDER, OURS, Resume()),
+    "ours, read again, and the events end too early": (MAYBE, SHOWN, What.NO_MORE, OURS, LookUp()),
     "ours, no tries left": (MAYBE, SHOWN, What.LINE_ENDED, OURS._replace(may_try=False), GiveUp("tries")),
     "plain, sent, nothing seen": (MAYBE, UNSEEN, What.LINE_ENDED, PLAIN, GiveUp("ambiguous")),
     "plain, events seen": (MAYBE, SHOWN, What.LINE_ENDED, PLAIN, GiveUp("ambiguous")),
@@ -109,6 +110,13 @@ ROWS = {
         ResendFull(is_second=True),
     ),
     "plain, background, events seen": (MAYBE, SHOWN, What.LINE_ENDED, PLAIN._replace(in_background=True), Resume()),
+    "plain, background, read again, and the events end too early": (
+        MAYBE,
+        SHOWN,
+        What.NO_MORE,
+        PLAIN._replace(in_background=True),
+        GiveUp("broken"),
+    ),
     "plain, background, nothing seen": (
         MAYBE,
         UNSEEN,

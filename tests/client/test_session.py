@@ -773,6 +773,20 @@ async def test_a_late_first_form_is_found_by_its_key():
 
 
 @in_virtual_time
+async def test_a_turn_that_was_found_and_died_unseen_is_run_again():
+    """Nothing of it was seen, so the app learns nothing of it; the other one has another id."""
+    world = World(Fault(late_seconds=0.001), Fault(), Fault(crash_after=0), transport="http")
+    async with world.session as session:
+        await session.create(input="Hello.", store=False).response()
+        assert session.history.response_id == "resp_1"
+    assert world.network.paths[1:3] == [
+        "GET /responses?idempotency_key=" + next(iter(world.server.keys)),
+        "GET /responses/resp_0?stream=true",
+    ]
+    assert len(world.server.generations) == 2
+
+
+@in_virtual_time
 async def test_an_error_in_mid_turn_is_its_failure_and_the_conversation_is_as_before():
     """Some servers send `error` where ours sends `response.failed`."""
     world = World(transport="websocket", knows_keys=False, words=100)

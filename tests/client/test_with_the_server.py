@@ -166,6 +166,21 @@ async def test_cancelling_stops_the_upstream(played, hand, transport):
         assert [item["content"][0]["text"] for item in said(turn)] == ["Hello.", "Half", "Go on."]
 
 
+async def test_a_background_turn_that_another_client_cancels_ends(played, hand):
+    """No event says that, so the session asks."""
+    async with session_with(played) as session:
+        stream = session.create(input="Hello.", background=True)
+        first = asyncio.ensure_future(anext(stream))
+        turn = await hand.next_turn()
+        turn.accept()
+        turn.give(TextDelta("Half"))
+        await first
+        await played.request("POST", f"/v1/responses/{stream.response_id}/cancel")
+        events = [event async for event in stream]
+        assert not any(event["type"].endswith(("completed", "incomplete", "failed")) for event in events)
+        assert (await stream.response())["status"] == "cancelled"
+
+
 @over
 async def test_a_detached_turn_is_taken_up_by_another_session(played, hand, transport):
     """Every event from the first on, one generation, and the conversation goes on behind it."""

@@ -37,13 +37,13 @@ class Broken(Exception):  # noqa: N818 - carries what broke
     Attributes:
         broke: what it was.
         words: the same for people.
-        unsent: nothing of a create has left in this attempt.
+        started_nothing: this attempt: nothing of a create has left, or it was refused.
     """
 
-    def __init__(self, broke: Broke, words: str = "", *, unsent: bool = False) -> None:
+    def __init__(self, broke: Broke, words: str = "", *, started_nothing: bool = False) -> None:
         self.broke = broke
         self.words = words or (broke.value if isinstance(broke, What) else broke.refusal.message)
-        self.unsent = unsent
+        self.started_nothing = started_nothing
         super().__init__(self.words)
 
 
@@ -73,7 +73,9 @@ class Attempts:
         socket = await self._socket()
         knows_keys = self._connections.has_extensions is True
         if again and not knows_keys:
-            raise Broken(What.LINE_ENDED, "another server answers now, one that knows no idempotency keys", unsent=True)
+            raise Broken(
+                What.LINE_ENDED, "another server answers now, one that knows no idempotency keys", started_nothing=True
+            )
         frame = built(socket.holds).frame(self._create.key if knows_keys else None, after)
         self._check_size(len(frame))
         # Until the turn has ended well the memory holds nothing: a refused or failed turn takes its parent along.
@@ -86,7 +88,7 @@ class Attempts:
                         holds = response_id_of(event)
                     yield event
         except NotSent as unsent:
-            raise Broken(What.LINE_ENDED, str(unsent), unsent=True) from None
+            raise Broken(What.LINE_ENDED, str(unsent), started_nothing=True) from None
         except LineClosed as closed:
             raise Broken(What.TOO_BIG if closed.code == _TOO_BIG else What.LINE_ENDED, str(closed)) from None
         except TimeoutError:
@@ -126,6 +128,7 @@ class Attempts:
                     yield event
         except Broken as broken:
             raise _not_followed(broken) from None
+        raise Broken(What.NO_MORE)
 
     async def look_up(self) -> Response:
         """The response of the key, as the server has it. Starts nothing, on no server."""
@@ -157,7 +160,7 @@ class Attempts:
         self._connections.note(answer.status, answer.headers)
         if answer.status != 200:
             body = await self._whole(answer)
-            raise Broken(CreateRefused(refusal_of_answer(answer.status, answer.headers, body)))
+            raise Broken(CreateRefused(refusal_of_answer(answer.status, answer.headers, body)), started_nothing=True)
         if answer.headers.get("content-type", "").startswith("application/json"):
             response = _decoded(await self._whole(answer))  # a server that knows no streaming
             yield {"type": f"response.{response.get('status')}", "response": response}
@@ -215,7 +218,7 @@ class Attempts:
             return await self._connections.socket()
         except DialRefused as refused:
             refusal = refusal_of_answer(refused.status, refused.headers, refused.body)
-            raise Broken(UpgradeRefused(refusal), unsent=True) from None
+            raise Broken(UpgradeRefused(refusal), started_nothing=True) from None
         except DialFailed as failed:
             raise _unreachable(failed) from None
 
@@ -240,7 +243,7 @@ def _decoded(data: bytes) -> dict[str, Any]:
 
 def _unreachable(failed: DialFailed) -> Broken:
     what = What.NEVER if failed.is_lasting else What.UPGRADE_BROKEN if failed.reached else What.NO_CONNECTION
-    return Broken(what, failed.reason, unsent=True)
+    return Broken(what, failed.reason, started_nothing=True)
 
 
 def _not_followed(broken: Broken) -> Broken:

@@ -61,14 +61,14 @@ class Reading:
             OutOfOrder: it leaves a gap, is another response's, or cannot stand here.
         """
         response_id = response_id_of(event)
-        if None not in {response_id, self.response_id} and response_id != self.response_id:
+        if self.has_begun and None not in {response_id, self.response_id} and response_id != self.response_id:
             raise OutOfOrder(f"'{event['type']}' is of response {response_id}: expected {self.response_id}.")
         number = self._number(event, strict=strict)
         if number is not None and self.after is not None and number <= self.after:
             return False
         self._apply(event, strict=strict)
         self.after = number if number is not None else self.after
-        self.response_id = self.response_id or response_id
+        self.response_id = response_id or self.response_id  # one that a look-up found may be gone, and run again
         self._count += 1
         if response_id is not None:
             self._latest = event["response"]
@@ -88,12 +88,11 @@ class Reading:
             OutOfOrder: it is another one.
         """
         response_id: object = response.get("id")
-        if not isinstance(response_id, str) or self.response_id not in {None, response_id}:
+        if not isinstance(response_id, str) or (self.has_begun and response_id != self.response_id):
             raise OutOfOrder(f"the server has response {response_id} under the key: expected {self.response_id}.")
         self.response_id = response_id
         self._latest = response
-        if response.get("status") not in _RUNNING:
-            self.end = response
+        self.end = None if response.get("status") in _RUNNING else response
 
     def take_end(self) -> None:
         """The events up to the response's end are lost: what a look-up found of it is what there is."""

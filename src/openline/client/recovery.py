@@ -24,7 +24,7 @@ class Sent(NamedTuple):
         may_run: a create was sent, and neither refused nor seen to end: it may be running.
         is_whole: it brought everything that the session has.
         in_two_forms: it was built more than once, or before this session: the key may be held with another body.
-        is_trimmed: the server has said that it does not hold all the events after the last one seen.
+        is_trimmed: the server does not hold all the events after the last one seen, or the turn has ended without a last one.
     """
 
     may_run: bool = False
@@ -75,6 +75,7 @@ class What(Enum):
     UPGRADE_BROKEN = "the connection ended before the WebSocket upgrade was answered"
     LINE_ENDED = "the connection ended"
     SILENT = "no event came in time"
+    NO_MORE = "the events ended before the turn did"  # of a turn that was read again: as far as the server has them
     OUT_OF_ORDER = "an event is missing, or is out of order"
     NOT_HELD = "the server does not hold the turn"
     TOO_BIG = "a message was too big"  # close code 1009
@@ -174,6 +175,8 @@ def _line_broke(sent: Sent, seen: Seen, what: What, can: Abilities) -> Action:
             return go_on(sent, seen, can) if can.may_try and can.has_extensions else GiveUp("broken")
         case What.TOO_BIG:
             return FallBack() if can.may_fall_back and not seen.has_begun else GiveUp("too_big")
+        case What.NO_MORE:
+            return LookUp() if can.may_try and can.has_extensions else GiveUp("broken")
         case What.NOT_HELD:
             return _not_held(seen, can)
         case What.RUNS_ON | What.HAS_ENDED:

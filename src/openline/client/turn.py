@@ -98,28 +98,22 @@ class Turn:
         if self._was_read and not self._is_over:
             action = await self._next(action, Broken(What.LINE_ENDED, "reading was interrupted"))
         self._was_read = True
-        while not self._is_over:
-            attempt = self._carry_out(action)
+        while not self._is_over and not isinstance(action, TakeEnd):
             before = self._sent
-            self._sent = before._replace(may_run=True)
-            has_begun = False
             try:
-                async with aclosing(attempt) as events:
+                async with aclosing(self._new_events(action)) as events:
                     async for event in events:
-                        if self._take(event, has_begun=has_begun):
-                            yield event
-                        has_begun = True
-                        if self.reading.final is not None:
-                            return
-                        if self._cancelled.is_set():
-                            await self._tell_cancelled()
-                raise Broken(What.LINE_ENDED, "the events ended before the turn did")
+                        yield event
+                return
             except Broken as broken:
-                if broken.unsent or (isinstance(broken.broke, CreateRefused) and not has_begun):
+                if broken.started_nothing:
                     self._sent = self._sent._replace(may_run=before.may_run)
                 if not self._is_over:
                     action = await self._next(action, broken)
-        await self._end()
+        if isinstance(action, TakeEnd):
+            self._take_end()
+        else:
+            await self._end_early()
 
     async def cancel(self) -> None:
         """Have the server end the turn; what still comes, comes over `events`.
@@ -142,16 +136,36 @@ class Turn:
 
     # What comes, and how it ends.
 
-    def _take(self, event: Event, *, has_begun: bool) -> bool:
+    async def _new_events(self, action: Action) -> AsyncGenerator[Event, None]:
+        """Carry out an action, and give the events that are new, up to the turn's last.
+
+        Raises:
+            Broken: that did not come.
+        """
+        attempt = self._carry_out(action)
+        self._sent = self._sent._replace(may_run=True)
+        is_first = True
+        async with aclosing(attempt) as events:
+            async for event in events:
+                if self._take(event, is_first=is_first):
+                    yield event
+                is_first = False
+                if self.reading.final is not None:
+                    return
+                if self._cancelled.is_set():
+                    await self._tell_cancelled()
+        raise Broken(What.LINE_ENDED, "the events ended before the turn did")
+
+    def _take(self, event: Event, *, is_first: bool) -> bool:
         """Whether an event is new.
 
         Args:
-            has_begun: it is not the first of its attempt; an error that is the first refuses the attempt.
+            is_first: of its attempt, which an error refuses then.
         """
         if event["type"] == "error":
             refusal = refusal_of_event(event)
-            if not has_begun or refusal.code in _NOT_ITS_END:
-                raise Broken(CreateRefused(refusal))
+            if is_first or refusal.code in _NOT_ITS_END:
+                raise Broken(CreateRefused(refusal), started_nothing=is_first)
             self.reading.fail(refusal)  # the SDKs take an error in mid-turn as the turn's end, too
             return True
         try:
@@ -161,6 +175,16 @@ class Turn:
         if is_new:
             self._tries.progress()
         return is_new
+
+    def _take_end(self) -> None:
+        """The end without the events before it; a background turn that was cancelled has no other.
+
+        Raises:
+            ConnectionLost: events are missing.
+        """
+        self.reading.take_end()
+        if self.reading.final is None or self.reading.final.get("status") != "cancelled":
+            raise self._lost("the turn has ended, and its events are no longer held: `response` is how it ended.")
 
     @property
     def _is_over(self) -> bool:
@@ -182,7 +206,7 @@ class Turn:
             with suppress(Broken):
                 await self._attempts.cancel(response_id)
 
-    async def _end(self) -> None:
+    async def _end_early(self) -> None:
         """It was cancelled, and the line went before its end came; a server that holds the turn still has to be told."""
         if self._is_detached:
             raise self._lost("the stream was left while its turn ran: take it up by its idempotency key.")
@@ -250,7 +274,10 @@ class Turn:
             self.reading.found(await self._attempts.look_up())
         except OutOfOrder as error:
             raise Broken(What.OUT_OF_ORDER, str(error)) from None
-        raise Broken(What.HAS_ENDED if self.reading.end is not None else What.RUNS_ON)
+        end = self.reading.end
+        if end is not None and end.get("status") == "cancelled":  # of a background turn: no event says so
+            self._sent = self._sent._replace(is_trimmed=True)
+        raise Broken(What.RUNS_ON if end is None else What.HAS_ENDED)
         yield {}  # an iterator, as the others are
 
     async def _next(self, action: Action, broken: Broken) -> Action:
@@ -283,9 +310,6 @@ class Turn:
         match decided:
             case GiveUp(why):
                 raise self._error(why, broken)
-            case TakeEnd():
-                self.reading.take_end()
-                raise self._lost("the turn has ended, and its events are no longer held: `response` is how it ended.")
             case FallBack():
                 self._connections.refuse_socket(None if refusal is None else refusal.status)
                 return action
