@@ -24,13 +24,13 @@ def snippets(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_the_python_client_runs_as_it_stands(free_server: str):
-    """The client of the first screen runs its tool loop to the end, with nothing changed but the address."""
-    (code,) = snippets("python")
-    code = code.replace("http://127.0.0.1:8484/v1", free_server)
-    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-    assert ran.returncode == 0, ran.stderr
-    assert "Done after 3 tool calls" in ran.stdout
+def test_the_python_clients_run_as_they_stand(free_server: str):
+    """The clients of the first screen run to the end, with nothing changed but the address: ours, and a tool loop of the SDK's."""
+    for code, said in zip(snippets("python"), ("This is the scripted engine", "Done after 3 tool calls"), strict=True):
+        code = code.replace("http://127.0.0.1:8484/v1", free_server)
+        ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert ran.returncode == 0, ran.stderr
+        assert said in ran.stdout
 
 
 def test_the_configuration_example_is_taken_as_it_stands(tmp_path: Path):
