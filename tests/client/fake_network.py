@@ -58,6 +58,7 @@ class Generation:
     context: list[Any]
     text: str
     stored: bool
+    in_background: bool = False
     events: list[dict[str, Any]] = field(default_factory=list)
     is_dead: bool = False
     first_kept: int = 0
@@ -185,7 +186,9 @@ class FakeServer:
         context += body["input"]
         number = len(self.generations)
         text = " ".join(f"w{number}.{at}" for at in range(self.words))
-        generation = Generation(f"resp_{number}", context, text, body.get("store") is not False)
+        generation = Generation(
+            f"resp_{number}", context, text, body.get("store") is not False, body.get("background") is True
+        )
         self.generations.append(generation)
         self.held[generation.id] = generation
         generation.task = asyncio.create_task(generation.generate())
@@ -213,7 +216,7 @@ class FakeServer:
                 raise Refusal(404 if self.knows_keys else 405, "not_found")
             return found[1], None
         generation = self.held.get(unquote(parts.path.split("/")[2]))
-        if generation is None or not self.knows_keys:
+        if generation is None or not (self.knows_keys or generation.in_background):
             raise Refusal(404, "not_found")
         after = query.get("starting_after", ["-1"])[0]
         return self.attach(generation, int(after))
@@ -294,7 +297,7 @@ class FakeConnection:
                 if not self.deliver(encode(event)):
                     break
         finally:
-            if not self.server.knows_keys and not generation.has_ended:
+            if not (self.server.knows_keys or generation.in_background or generation.has_ended):
                 generation.task.cancel()  # who leaves a turn without a key ends it
 
     async def receive(self) -> str | bytes:

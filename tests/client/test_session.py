@@ -587,6 +587,34 @@ async def test_cancelling_ends_a_turn_that_another_task_reads(transport, knows_k
         await stream.cancel()
 
 
+@pytest.mark.parametrize("breaks", [[], [Fault(cut_after=6)], [Fault(cut_after=6), Fault(cut_after=0)]])
+@in_virtual_time
+async def test_a_background_turn_is_resumed_by_its_id_on_any_server(breaks):
+    """It runs without a connection, and its events can be read again.
+
+    Source: Background mode guide, "Streaming a background response".
+    """
+    world = World(*breaks, knows_keys=False, words=10)
+    async with world.session as session:
+        events = [event async for event in session.create(input="Hello.", background=True)]
+    assert events == world.server.generations[0].events
+    assert len(world.server.generations) == 1
+
+
+@in_virtual_time
+async def test_a_background_turn_is_cancelled_by_its_id_on_any_server():
+    """The end of the connection would not end it."""
+    world = World(knows_keys=False, words=1000)
+    async with world.session as session:
+        async for event in (stream := session.create(input="Hello.", background=True)):
+            if event["type"] == "response.output_text.delta":
+                break
+        await asyncio.sleep(0.1)
+        assert world.server.generations[0].has_ended
+        assert (await stream.response())["incomplete_details"] == {"reason": "cancelled"}
+    assert world.network.paths[-1] == "POST /responses/resp_0/cancel"
+
+
 @in_virtual_time
 async def test_what_was_never_read_was_never_sent():
     """Cancelling it is easy, and its response says that there is none."""

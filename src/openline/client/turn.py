@@ -195,7 +195,7 @@ class Turn:
         line, response_id = self._attempts.line, self.reading.response_id
         if self._was_told or self._is_left or line is None:
             return
-        if not self._connections.has_extensions:
+        if not self._runs_alone:
             await self.leave(detached=False)
         elif isinstance(line, Socket):
             self._was_told = True
@@ -203,21 +203,29 @@ class Turn:
                 await line.cancel(response_id)
         elif response_id is not None:
             self._was_told = True
-            with suppress(Broken):
-                await self._attempts.cancel(response_id)
+            await self._cancel_by_id(response_id)
 
     async def _end_early(self) -> None:
         """It was cancelled, and the line went before its end came; a server that holds the turn still has to be told."""
         if self._is_detached:
             raise self._lost("the stream was left while its turn ran: take it up by its idempotency key.")
-        if self._sent.may_run and self._connections.has_extensions and not self._is_left:
-            with suppress(Broken, OutOfOrder):
-                if self.reading.response_id is None:
+        if self._sent.may_run and self._runs_alone and not self._is_left:
+            if self.reading.response_id is None and self._connections.has_extensions:
+                with suppress(Broken, OutOfOrder):
                     self.reading.found(await self._attempts.look_up())
-                if self.reading.response_id is not None:
-                    self.reading.found(await self._attempts.cancel(self.reading.response_id))
+            if self.reading.response_id is not None:
+                await self._cancel_by_id(self.reading.response_id)
         self.reading.take_end()
         self.reading.close_as_cancelled()
+
+    @property
+    def _runs_alone(self) -> bool:
+        """Whether the turn goes on without this client, so that the end of the connection does not end it."""
+        return self._connections.has_extensions is True or self._create.in_background
+
+    async def _cancel_by_id(self, response_id: str) -> None:
+        with suppress(Broken, OutOfOrder):
+            self.reading.found(await self._attempts.cancel(response_id))
 
     # What was decided.
 
