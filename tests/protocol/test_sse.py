@@ -92,3 +92,27 @@ def test_bound_is_an_events_not_the_streams(size):
     """A long stream of small events goes on (WHATWG HTML, "Server-sent events")."""
     stream = (b"data: " + b"x" * 90 + b"\n\n") * 50
     assert len(decoded(*sliced(stream, size), limit=100)) == 50
+
+
+@pytest.mark.parametrize("behind", [b"data: " + b"x" * 200, b"data: " + b"x" * 95 + b"\n\ndata: b\n\n"])
+def test_what_came_before_an_event_beyond_the_bound_is_given_first(behind):
+    """However the network slices them; and nothing that comes behind it."""
+    decoder = Decoder(100)
+    assert decoder.feed(b"data: a\n\n" + behind) == [b"a"]
+    for more in (b"\n\n", b"data: c\n\n"):
+        with pytest.raises(TooLong):
+            decoder.feed(more)
+    with pytest.raises(TooLong):
+        decoder.end()
+
+
+@pytest.mark.parametrize("size", [1, 1000])
+@pytest.mark.parametrize(("spare", "passes"), [(0, True), (-1, False)])
+def test_bound_may_be_reached(size, spare, passes):
+    """It counts the lines as they come, so that slices do not matter here either."""
+    line = b"data: " + b"x" * 94
+    if passes:
+        assert decoded(*sliced(line + b"\n\n", size), limit=100 + spare) == [b"x" * 94]
+    else:
+        with pytest.raises(TooLong):
+            decoded(*sliced(line + b"\n\n", size), limit=100 + spare)

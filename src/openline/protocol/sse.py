@@ -30,7 +30,7 @@ class Decoder:
     """Takes a stream's bytes in any slices and gives the data of whole events.
 
     Args:
-        event_bytes_max: the most bytes one event may have; above it `feed` raises.
+        event_bytes_max: the most bytes the lines of one event's data may have; above it `feed` raises.
     """
 
     def __init__(self, event_bytes_max: int) -> None:
@@ -39,14 +39,17 @@ class Decoder:
         self._rest_bytes = 0
         self._data: list[bytes] = []
         self._data_bytes = 0
+        self._is_too_long = False
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order; an event without data is none.
 
         Raises:
-            TooLong: an event is larger than `event_bytes_max`.
+            TooLong: an event is larger than `event_bytes_max`; where whole ones came before it, the next call says so.
         """
         events: list[bytes] = []
+        if self._is_too_long:
+            chunk = b""
         head, newline, tail = chunk.rpartition(b"\n")
         if newline:
             lines = b"".join((*self._rest, head)).split(b"\n")
@@ -60,11 +63,16 @@ class Decoder:
             line = raw.removesuffix(b"\r")
             if line:
                 self._field(line)
+                if self._data_bytes > self._event_bytes_max:
+                    break  # what comes behind it is never read
             elif self._data:
                 events.append(b"\n".join(self._data) if len(self._data) > 1 else self._data[0])
                 self._data.clear()
                 self._data_bytes = 0
-        self._check(self._rest_bytes + self._data_bytes)
+        self._is_too_long |= self._rest_bytes + self._data_bytes > self._event_bytes_max
+        if self._is_too_long and not events:
+            msg = f"An event is larger than {self._event_bytes_max} bytes."
+            raise TooLong(msg)
         return events
 
     def end(self) -> list[bytes]:
@@ -74,12 +82,5 @@ class Decoder:
     def _field(self, line: bytes) -> None:
         # Comments begin with a colon; `event`, `id` and `retry` tell us nothing that the JSON does not.
         if line.startswith(b"data:"):
-            data = line[6:] if line[5:6] == b" " else line[5:]
-            self._data.append(data)
-            self._data_bytes += len(data)
-            self._check(self._data_bytes)
-
-    def _check(self, event_bytes: int) -> None:
-        if event_bytes > self._event_bytes_max:
-            msg = f"An event is larger than {self._event_bytes_max} bytes."
-            raise TooLong(msg)
+            self._data.append(line[6:] if line[5:6] == b" " else line[5:])
+            self._data_bytes += len(line)
