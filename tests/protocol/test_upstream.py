@@ -181,7 +181,24 @@ def test_output_that_was_streamed_is_not_brought_again():
 
 
 @pytest.mark.parametrize(
-    "event_type", [None, "", [], 5, "raw", "open", "close", "event", "reconnecting", "reconnected"]
+    "event_type",
+    [
+        None,
+        "",
+        [],
+        5,
+        "raw",
+        "open",
+        "close",
+        "event",
+        "reconnecting",
+        "reconnected",
+        'a"b',
+        "a\\b",
+        "a\nb",
+        "é",
+        "a" * 200,
+    ],
 )
 def test_event_without_a_usable_type_goes_no_further(event_type):
     """Node's SDK drops its connection at one (WebSocket mode guide, "Framing")."""

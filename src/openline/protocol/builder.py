@@ -9,7 +9,9 @@ Source: Streaming reference, "Event order" and the field table of its events.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final, assert_never
 
 from openline.protocol.deltas import (
@@ -57,7 +59,8 @@ _CALL_EVENTS: Final = {
 _CUT_STATUS: Final = {"image_generation_call": "failed", "apply_patch_call": "in_progress"}
 _PART_OF_EVENT: Final = {event: part for part, events in _PART_EVENTS.items() for event in events}
 # WebSocket mode guide, "Framing": the Node SDK gives these names to its own events.
-_RESERVED_TYPES: Final = frozenset({"", "raw", "close", "event", "reconnecting", "reconnected", "open"})
+_RESERVED_TYPES: Final = frozenset({"raw", "close", "event", "reconnecting", "reconnected", "open"})
+_EVENT_NAME: Final = re.compile(r"[\w.:/-]{1,128}", re.ASCII)
 # What an upstream's terminal response may not decide: whose response it is, and what was asked.
 _OURS: Final = frozenset(
     {
@@ -359,8 +362,8 @@ class Builder:
 
     def _upstream_event(self, event: Event) -> None:
         event_type: Any = event.get("type")
-        if not isinstance(event_type, str) or event_type in _RESERVED_TYPES:
-            return  # Node's SDK drops its connection at such an event
+        if not isinstance(event_type, str) or not _is_event_name(event_type):
+            return
         if event_type in {"response.failed", "error"}:
             # Else a failed turn would end as completed.
             msg = f"'{event_type}' of an upstream is for its engine to raise as a ProtocolError."
@@ -415,6 +418,16 @@ class Builder:
         if response.get("usage") is not None:
             response["usage"] = _complete_usage(response["usage"])
         self._upstream = response
+
+
+@lru_cache(maxsize=256)
+def _is_event_name(event_type: str) -> bool:
+    """Whether a client may get an event of this type.
+
+    Node's SDK drops its connection at those that it has itself; and a type is written out as the name of a server-sent
+    event too, where quotes and backslashes would stand otherwise than in JSON.
+    """
+    return event_type not in _RESERVED_TYPES and _EVENT_NAME.fullmatch(event_type) is not None
 
 
 def _checked_item(item: Event) -> Event:
