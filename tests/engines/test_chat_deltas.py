@@ -1,6 +1,7 @@
 """A Chat Completions stream as deltas."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,28 @@ class TestCalls:
         """Gemini gives every parallel call the index 0."""
         got = fed(calls(fragment(0, "{}", "c1", "look")), calls(fragment(0, "{}", "c2", "look")), chunk(finish="stop"))
         assert got == [look("c1"), CallDelta("{}"), look("c2"), CallDelta("{}"), Ended()]
+
+    def test_two_calls_never_share_an_id(self):
+        """Their outputs could not be told apart; the upstream gets ours back, in both places."""
+        got = fed(
+            calls(fragment(0, '{"a"', "c1", "look"), fragment(1, "{}", "c1", "look")),
+            calls(fragment(0, ":1}", "c1", "look")),
+            calls(fragment(1, "", "c1", "look")),
+            chunk(finish="stop"),
+        )
+        assert got == [look("c1"), CallDelta('{"a"'), CallDelta(":1}"), look("call_made"), CallDelta("{}"), Ended()]
+
+    @pytest.mark.parametrize("is_indexed", [True, False])
+    def test_a_call_costs_as_much_behind_many_as_behind_few(self, is_indexed):
+        """A model that repeats itself makes thousands; the server has other turns to serve."""
+
+        def cost(count):
+            many = [calls(fragment(n if is_indexed else None, "{}", f"c{n}", "look")) for n in range(count)]
+            started = time.process_time()
+            assert len(fed(*many, chunk(finish="stop"))) == 2 * count + 1
+            return (time.process_time() - started) / count
+
+        assert cost(30_000) < 5 * cost(3_000)
 
     def test_unfinished_calls_come_out_at_the_end_in_order(self):
         """A model that was stopped in its second call had begun both."""

@@ -43,7 +43,7 @@ class CallFragment(msgspec.Struct):
 class _Call:
     """One call while its fragments come."""
 
-    __slots__ = ("arguments", "call_id", "input", "name", "order", "sent", "started")
+    __slots__ = ("_complete", "arguments", "call_id", "closed", "input", "name", "order", "sent", "started")
 
     def __init__(self, order: int) -> None:
         self.order = order
@@ -52,14 +52,26 @@ class _Call:
         self.arguments: list[str] = []
         self.sent = 0  # how many pieces of the arguments are out
         self.started = False
+        self.closed = False
         self.input: InputText | None = None  # reads a custom tool's text out of the arguments
+        self._complete: bool | None = False  # None where that is to be found out
 
     def __repr__(self) -> str:
         return f"<_Call {self.order} {self.name} pieces={len(self.arguments)} sent={self.sent}>"
 
+    def add(self, arguments: str) -> None:
+        """More of its arguments."""
+        self.arguments.append(arguments)
+        self._complete = None
+
     def is_complete(self) -> bool:
         """Whether the arguments are a whole JSON object, so that nothing can be missing."""
-        if not self.arguments or not self.arguments[-1].rstrip().endswith("}"):
+        if self._complete is None:
+            self._complete = self._is_object()
+        return self._complete
+
+    def _is_object(self) -> bool:
+        if not self.arguments[-1].rstrip().endswith("}"):
             return False
         try:
             return isinstance(msgspec.json.decode("".join(self.arguments)), dict)
@@ -79,6 +91,9 @@ class Calls:
         self._names = names
         self._new_call_id = new_call_id
         self._by_index: dict[int, _Call] = {}
+        self._following = 0  # the index behind all of these
+        self._index_of: dict[str, int] = {}  # by the ids that came
+        self._given: set[str] = set()  # the ids that went out
         self._last: _Call | None = None
         self._misnumbered = False
         self._waiting: list[_Call] = []  # the open call, and behind it those that wait for it, by index
@@ -136,7 +151,10 @@ class Calls:
             call = None if call.is_complete() else call
         if call is None:
             call = self._by_index[index] = _Call(index)
+            self._following = max(self._following, index + 1)
             self._enqueue(call)
+        if fragment.id:
+            self._index_of.setdefault(fragment.id, index)
         self._last = call
         return call
 
@@ -152,13 +170,12 @@ class Calls:
         return self._misnumbered
 
     def _index_without_one(self, fragment: CallFragment, position: int | None) -> int:
-        following = max(self._by_index, default=-1) + 1
         if fragment.id:
-            return next((index for index, call in self._by_index.items() if call.call_id == fragment.id), following)
+            return self._index_of.get(fragment.id, self._following)
         if position is not None:
             return position
         if self._last is None or (_named(fragment) and self._last.is_complete()):
-            return following
+            return self._following
         return self._last.order
 
     def _enqueue(self, call: _Call) -> None:
@@ -179,8 +196,8 @@ class Calls:
             arguments = msgspec.json.encode(arguments).decode()
         if not arguments:
             return
-        if call in self._waiting:
-            call.arguments.append(arguments)
+        if not call.closed:
+            call.add(arguments)
         elif arguments.strip():
             logger.debug("a fragment of a call that was complete already is left out")
 
@@ -210,12 +227,16 @@ class Calls:
     def _start(self, call: _Call, out: list[Delta]) -> None:
         call.started = True
         call.call_id = call.call_id or self._new_call_id()
+        # An output names its call by the id, so two may not share one.
+        given = self._new_call_id() if call.call_id in self._given else call.call_id
+        self._given.add(given)
         origin = self._names.get(call.name) or ToolName("function_call", call.name)
         if origin.call_type == "custom_tool_call":
             call.input = InputText()
-        out.append(CallStarted(origin.call_type, call.call_id, origin.name, origin.namespace))
+        out.append(CallStarted(origin.call_type, given, origin.name, origin.namespace))
 
     def _finish(self, call: _Call, out: list[Delta], *, cut: bool) -> None:
+        call.closed = True
         if not call.started:
             if not cut:
                 raise BadStreamError("made a tool call without a name")
