@@ -1,6 +1,8 @@
 """An upstream's refusals as our errors."""
 
 import json
+import re
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
@@ -17,11 +19,14 @@ from openline.engines.upstream_errors import (
 )
 from openline.protocol.errors import ERRORS
 
+NOW = datetime(2026, 11, 25, 5, 13, 45, tzinfo=UTC).timestamp()
+
 
 def told(status, body, headers=None, *, show_words=True, secret=""):
     if not isinstance(body, bytes):
         body = json.dumps(body).encode()
-    return refusal(read_answer(status, body, secret=secret), headers or {}, label="gpu-1", show_words=show_words)
+    answer = read_answer(status, body, secret=secret)
+    return refusal(answer, headers or {}, label="gpu-1", show_words=show_words, now=NOW)
 
 
 def error(message, **fields):
@@ -211,19 +216,60 @@ def test_words_are_shown_only_where_that_is_allowed():
 
 
 @pytest.mark.parametrize(
-    ("value", "kept"),
+    ("headers", "seconds"),
     [
-        ("7", "7"),
-        ("0.2", "1"),
-        ("86400", "3600"),
-        ("-1", None),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", None),
-        ("1\r\nx: y", None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": " 7 "}, 7),
+        ({"retry-after": "0"}, 0),
+        ({"retry-after": "0.2"}, 1),
+        ({"retry-after": "86400"}, 3600),
+        ({"retry-after": "-1"}, None),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after": "1\r\nx: y"}, None),
+        ({"retry-after": "9" * 100}, None),
+        ({"retry-after": "Wed, 25 Nov 2026 05:13:55 GMT"}, 10),
+        ({"retry-after": "Wednesday, 25-Nov-26 05:13:55 GMT"}, 10),
+        ({"retry-after": "Wed Nov 25 05:13:55 2026"}, 10),
+        ({"retry-after": "Wed, 25 Nov 2026 05:13:35 GMT"}, 0),
+        ({"retry-after": "Wed, 25 Nov 2099 05:13:35 GMT"}, 3600),
+        ({"retry-after": "Wed, 99 Nov 2026 05:13:35 GMT"}, None),
+        ({"retry-after": "Wed, 25 Nov 2026 06:13:55 GMT", "date": "Wed, 25 Nov 2026 06:13:45 GMT"}, 10),
+        ({}, None),
     ],
 )
-def test_retry_after_is_whole_seconds_up_to_an_hour(value, kept):
-    """RFC 9110 §10.2.3 also allows a date, which would need a clock."""
-    assert retry_after({"retry-after": value}).get("retry-after") == kept
+def test_retry_after_is_whole_seconds_up_to_an_hour(headers, seconds):
+    """RFC 9110 §10.2.3 allows seconds and a date; whose clock a date is by, the answer's own `date` says."""
+    assert retry_after(headers, "", NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        ("Rate limit reached. Please try again in 1.242s. Visit …", 2),
+        ("try again in 20ms", 1),
+        ("Please try again in 6m0s.", 360),
+        ("Please try again in 1h2m.", 3600),
+        ("Try again in 20 seconds", 20),
+        ("Try again in a while", None),
+        ("try again in " + "9" * 50 + "s", None),
+    ],
+)
+def test_seconds_to_wait_are_read_out_of_an_upstreams_words(words, seconds):
+    """Inside a stream there is no header; hosted servers say there when to come back."""
+    assert retry_after({}, words, NOW) == seconds
+    error = told(0, {"code": "rate_limit_exceeded", "message": words}, show_words=False)
+    assert error.headers == ({} if seconds is None else {"retry-after": str(seconds)})
+
+
+def test_a_message_says_when_to_try_again_as_codex_reads_it():
+    """Of a response that fails Codex has only the message; its pattern takes the first number before `s`.
+
+    Source: openai/codex, codex-rs/codex-api/src/sse/responses.rs, `try_parse_retry_after`.
+    """
+    message = told(429, error("Please try again in 90s"), {"retry-after": "7"}).message
+    assert re.search(r"(?i)try again in\s*(\d+(?:\.\d+)?)\s*(s|ms|seconds?)", message).groups() == ("7", "s")
+    assert "Try again later." in told(429, b"").message
+    assert "again" not in told(400, error("no"), {"retry-after": "7"}).message
 
 
 @pytest.mark.parametrize(("status", "passes"), [(429, True), (503, True), (500, False), (400, False)])

@@ -11,6 +11,7 @@ import contextlib
 import io
 import logging
 import re
+import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Annotated, Any, Final, NamedTuple, NoReturn
@@ -252,7 +253,7 @@ class Upstream:
             request: the body that it answers.
         """
         answer = read_answer(status, body, secret=self._settings.api_key)
-        error = refusal(answer, headers, label=self.label, show_words=self._show_detail)
+        error = refusal(answer, headers, label=self.label, show_words=self._show_detail, now=time.time())
         words = without_echo(f"{answer.names} {answer.words}".strip(), request)
         logger.warning("upstream %s answered %d, told as %s: %s", self.label, answer.status, error.code, words)
         return error

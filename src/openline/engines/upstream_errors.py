@@ -7,8 +7,11 @@ are bounded and cleaned of keys, and reach the client only where its operator al
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Any, Final, NamedTuple, cast
 
 import msgspec
@@ -73,6 +76,11 @@ _NO_GRAMMAR: Final = re.compile(
     re.IGNORECASE,
 )
 
+# OpenAI and Groq: "Please try again in 1.242s", "20ms", "6m0s"; others: "in 20 seconds".
+_TIME: Final = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)\s?(ms|[smh])")
+_TRY_AGAIN_IN: Final = re.compile(rf"try again in ((?:{_TIME.pattern})+)", re.IGNORECASE)
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
 # Keys in the forms that servers echo them: a header's value, a known prefix, a field, a URL, a JWT.
 _KEYS: Final = re.compile(
     r"(?i:bearer)\s+[^\s\"',;]+"
@@ -111,6 +119,7 @@ class _Kind(NamedTuple):
     code: str
     says: str
     param: str | None = None
+    passes: bool = False  # whether trying again is the remedy
 
 
 _OVERFLOWS: Final = _Kind(
@@ -133,8 +142,8 @@ _REDIRECTED: Final = _Kind(
     "upstream_error", "redirects are not followed. Set the upstream's `url` to where it really is."
 )
 _NO_CREDIT: Final = _Kind("insufficient_quota", "its quota is used up.")
-_RATE: Final = _Kind("rate_limit_exceeded", "too many requests. Try again later.")
-_OVERLOADED: Final = _Kind("server_is_overloaded", "it is overloaded or still loading. Try again later.")
+_RATE: Final = _Kind("rate_limit_exceeded", "too many requests.", passes=True)
+_OVERLOADED: Final = _Kind("server_is_overloaded", "it is overloaded or still loading.", passes=True)
 _REFUSED: Final = _Kind("upstream_refused", "it refused the request.")
 _FAILED: Final = _Kind("upstream_error", "it failed.")
 
@@ -217,21 +226,27 @@ def read_answer(status: int, body: bytes, *, secret: str = "") -> Answer:
     return Answer(status or _status_in(error), words, without_secrets(names, secret))
 
 
-def refusal(answer: Answer, headers: Mapping[str, str], *, label: str, show_words: bool) -> ProtocolError:
+def refusal(answer: Answer, headers: Mapping[str, str], *, label: str, show_words: bool, now: float) -> ProtocolError:
     """The error that our client gets for an upstream's answer.
+
+    When it may try again stands in the message too: Codex reads it there, where a response fails that has begun.
 
     Args:
         answer: what `read_answer` made of it.
         headers: its HTTP headers; of these only `retry-after` travels on.
         label: what people call the upstream.
         show_words: whether the upstream's own words may be shown to the client.
+        now: Unix time in seconds.
     """
     kind = kind_of(answer)
     message = f"Upstream '{label}' answered {answer.status}: {kind.says}"
+    seconds = retry_after(headers, answer.words, now) if answer.status in {429, 503, 529} else None
+    if kind.passes:
+        message += " Try again later." if seconds is None else f" Please try again in {seconds}s."
     if answer.words:
         message += f" It said: {answer.words}" if show_words else " Its words are in the server's log."
-    retry = retry_after(headers) if answer.status in {429, 503, 529} else {}
     make = NoEndpointError if kind is _WRONG_PATH else ProtocolError
+    retry = {} if seconds is None else {"retry-after": str(seconds)}
     return make(kind.code, message, param=kind.param, headers=retry)
 
 
@@ -253,15 +268,37 @@ def kind_of(answer: Answer) -> _Kind:
     return _OF_STATUS.get(status) or (_REFUSED if 400 <= status < 500 else _FAILED)
 
 
-def retry_after(headers: Mapping[str, str]) -> dict[str, str]:
-    """`retry-after` as whole seconds up to an hour; a date or nonsense is left out.
+def retry_after(headers: Mapping[str, str], words: str, now: float) -> int | None:
+    """In how many whole seconds to try again, up to an hour; None if it is not told or makes no sense.
 
-    Source: RFC 9110 §10.2.3.
+    Args:
+        headers: of these `retry-after`, in seconds or as a date, which counts from the answer's own `date`.
+        words: where hosted servers say it too, and inside a stream only there: "Please try again in 1.2s".
+        now: Unix time in seconds, for a server that does not tell its own.
+
+    Source: RFC 9110 §10.2.3, §5.6.7.
     """
     value = headers.get("retry-after", "").strip()
-    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
-        return {}
-    return {"retry-after": str(min(-int(-float(value) // 1), RETRY_AFTER_SECONDS_MAX))}
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", value):
+        seconds = float(value)
+    elif (at := _unix_time(value)) is not None:
+        sent = _unix_time(headers.get("date", ""))
+        seconds = max(0.0, at - (now if sent is None else sent))
+    elif match := _TRY_AGAIN_IN.search(words):
+        seconds = sum(float(count) * _UNITS[unit] for count, unit in _TIME.findall(match[1].lower()))
+    else:
+        return None
+    return min(math.ceil(seconds), RETRY_AFTER_SECONDS_MAX)
+
+
+def _unix_time(date: str) -> float | None:
+    """An HTTP date as Unix time."""
+    try:
+        parsed = parsedate_to_datetime(date)
+        # RFC 9110 §5.6.7 knows one zone only; a date without it would be read as the machine's.
+        return (parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, OverflowError, IndexError, TypeError):
+        return None
 
 
 def without_secrets(text: str, secret: str) -> str:
