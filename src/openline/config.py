@@ -123,6 +123,15 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reasoning_field: the name under which it reads an assistant's earlier reasoning; empty leaves it out.
         warmup: whether `generate: false` sends the prefix there in the background, with one token of output,
             to fill its cache; `auto` does so on this machine only, where nobody is paid for it.
+        connect_seconds_max: until it has accepted a connection; also for its list of models, and for the words of a refusal.
+        first_event_seconds_max: from there until the first bytes of its answer's body.
+        idle_seconds_max: between two reads of it.
+        end_seconds_max: from the last token until the end of the stream; the answer is whole without it.
+        answer_seconds_max: for the whole answer, looked at with every read.
+        event_bytes_max: of one event, or of an answer that is no stream.
+        answer_bytes_max: of the whole stream, as it comes from the network.
+        retries_max: how often a request is sent again that certainly does not run there.
+        retry_after_seconds_max: the longest `Retry-After` that is sat out for that; 0 passes each on to the client.
         context_tokens: for `gguf`: the context that its slots share, but never more than the model was trained with.
             Turns that do not fit in it together run one after another.
         slots: for `gguf`: how many conversations stay in its KV cache, and how many turns run at once.
@@ -145,7 +154,12 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     connect_seconds_max: Seconds = 10.0
     first_event_seconds_max: Seconds = 600.0  # a long prompt on a small machine prefills for minutes
     idle_seconds_max: Seconds = 300.0
+    end_seconds_max: Seconds = 5.0  # only counts of tokens follow the last of them, and they are there already
+    answer_seconds_max: Seconds = 14_400.0  # 128 000 tokens at 10 a second take three and a half hours
     event_bytes_max: Count = 16 * 1024 * 1024
+    answer_bytes_max: Count = 256 * 1024 * 1024  # 128 000 tokens with 20 logprobs each
+    retries_max: Annotated[int, Meta(ge=0, le=5)] = 1
+    retry_after_seconds_max: Annotated[float, Meta(ge=0)] = 2.0  # agents on a socket have no retry of their own
     context_tokens: Count = 32_768  # an agent's instructions and tools take 10 000; each costs memory, 64 KB and more
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1

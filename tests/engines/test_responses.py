@@ -18,6 +18,7 @@ from openline.config import UpstreamSettings
 from openline.engines.engine import EngineRequest
 from openline.engines.responses import ItemsProjection, ResponsesEngine
 from openline.protocol.builder import Builder
+from openline.protocol.deltas import UpstreamEvent
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input
 from openline.protocol.items import item_of
@@ -94,6 +95,13 @@ async def run(engine: ResponsesEngine, request: EngineRequest) -> tuple[list[dic
         async for deltas in batches:
             events += builder.apply(deltas)
     return events, builder
+
+
+async def collect(engine: ResponsesEngine, types: list[str]) -> None:
+    """The types of the events that a turn brings, for as long as it brings some."""
+    async with aclosing(engine.prepare(request_for({"model": "m", "input": "Hello"})).stream()) as batches:
+        async for deltas in batches:
+            types.extend(delta.event["type"] for delta in deltas if isinstance(delta, UpstreamEvent))
 
 
 @pytest.mark.parametrize("done", [True, False], ids=["with [DONE]", "ends at the terminal event"])
@@ -217,10 +225,25 @@ async def test_an_upstreams_failure_becomes_our_code(event: dict[str, Any], code
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=sse([*TURN[:4], event], done=False), content_type="text/event-stream")
 
+    types: list[str] = []
     async with upstream(answer) as engine:
         with pytest.raises(ProtocolError) as raised:
-            await run(engine, request_for({"model": "m", "input": "Hello"}))
+            await collect(engine, types)
     assert raised.value.code == code
+    assert types == [event["type"] for event in TURN[:4]], "what came before it goes out, although it came in one read"
+
+
+@pytest.mark.parametrize("behind", [TURN[-1], TURN[3], FAILURES[0][0], {"type": 5}])
+async def test_what_follows_the_terminal_event_belongs_to_nothing(behind: dict[str, Any]):
+    """The turn has ended as it said, whatever else the same read brings."""
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=sse([*TURN, behind], done=True), content_type="text/event-stream")
+
+    types: list[str] = []
+    async with upstream(answer) as engine:
+        await collect(engine, types)
+    assert types == [event["type"] for event in TURN]
 
 
 @pytest.mark.parametrize("count", range(len(TURN)))

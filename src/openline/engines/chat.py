@@ -136,7 +136,7 @@ class ChatGeneration:
         if self._inquiry is not None:
             self._inquiry.begin()
         deltas = ChatDeltas(self._names, _new_call_id)
-        events = self._upstream.post_events("/chat/completions", self.body, whole_json=True)
+        events = self._upstream.post_events("/chat/completions", self.body, lambda: deltas.progress, whole_json=True)
         async with aclosing(events):
             async for batch in events:
                 out: list[Delta] = []

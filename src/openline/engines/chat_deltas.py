@@ -12,6 +12,7 @@ import msgspec
 
 from openline.engines.chat_calls import BadStreamError, CallFragment, Calls
 from openline.engines.chat_tools import ToolName
+from openline.engines.progress import Progress
 from openline.protocol.deltas import (
     Delta,
     Ended,
@@ -123,6 +124,13 @@ class ChatDeltas:
     def __repr__(self) -> str:
         return f"<ChatDeltas {self._calls!r} held={len(self._held)} finish_reason={self._finish_reason}>"
 
+    @property
+    def progress(self) -> Progress:
+        """Behind `finish_reason` only the usage follows, and of some servers not even `[DONE]`."""
+        if self._done:
+            return Progress.OVER
+        return Progress.OPEN if self._finish_reason is None else Progress.WHOLE
+
     def feed(self, data: bytes, out: list[Delta]) -> None:
         """Take one event; its deltas are appended to `out`.
 
@@ -130,6 +138,8 @@ class ChatDeltas:
             ErrorChunkError: it is an error.
             BadStreamError: it is not a chunk.
         """
+        if self._done:
+            return  # what follows `[DONE]` belongs to nothing
         if data == DONE_DATA:
             self._done = True
             return

@@ -6,7 +6,6 @@ Fields and events that we do not read travel through; ids and numbers are ours.
 
 from __future__ import annotations
 
-import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from typing import Any, Final
@@ -17,6 +16,7 @@ from openline.config import UpstreamSettings
 from openline.engines.about import Inquiry
 from openline.engines.counting import count_response
 from openline.engines.engine import EngineRequest, Model
+from openline.engines.progress import Progress
 from openline.engines.upstream import Upstream
 from openline.protocol.context import SharedBytes
 from openline.protocol.deltas import Delta, UpstreamEvent
@@ -32,15 +32,6 @@ _NOT_PASSED_ON: Final = frozenset(
     | {"previous_response_id", "conversation", "client_metadata", "context_management"}
     | {"idempotency_key", "starting_after"}
 )
-# Whether it is the event's own type is decided by decoding; this is to decode one event a turn and not each.
-_TERMINAL: Final = re.compile(rb'"type"\s*:\s*"response\.(?:completed|incomplete|failed)"')
-
-
-class _Head(msgspec.Struct):
-    type: str = ""
-
-
-_head = msgspec.json.Decoder(_Head)
 _fields = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _event = msgspec.json.Decoder(dict[str, Any])
 _encoder: Final = msgspec.json.Encoder()
@@ -140,26 +131,54 @@ class ResponsesGeneration:
 
     def __init__(self, upstream: Upstream, body: bytes) -> None:
         self._upstream = upstream
+        self._progress = Progress.OPEN
         self.body = body
 
     async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
-        """Its events, a batch a read, until the terminal one."""
-        async with aclosing(self._upstream.post_events("/responses", self.body, is_last=_is_last)) as batches:
+        """Its events, a batch a read, until the terminal one.
+
+        Raises:
+            ProtocolError: the upstream refused, failed, fell silent, or sent what is no event.
+        """
+        self._progress = Progress.OPEN
+        async with aclosing(self._upstream.post_events("/responses", self.body, lambda: self._progress)) as batches:
             async for batch in batches:
-                yield [UpstreamEvent(self._read(data)) for data in batch if data != DONE_DATA]
+                events: list[Delta] = []
+                fault = self._feed(batch, events)
+                if events or not batch:
+                    yield events
+                if fault is not None:
+                    raise fault
+
+    def _feed(self, batch: Sequence[bytes], out: list[Delta]) -> ProtocolError | None:
+        """Read a batch up to its end, or to the terminal event; what came before a fault in it still goes out."""
+        try:
+            for data in batch:
+                if data == DONE_DATA:
+                    self._progress = Progress.OVER
+                else:
+                    out.append(UpstreamEvent(self._read(data)))
+                if self._progress is Progress.OVER:
+                    break
+        except ProtocolError as error:
+            return error
+        return None
 
     def _read(self, data: bytes) -> dict[str, Any]:
         try:
             event = _event.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise ProtocolError(
                 "upstream_error", f"Upstream '{self._upstream.label}' sent an event that is not JSON."
             ) from None
-        if event.get("type") == "error":
+        event_type: Any = event.get("type")
+        if event_type == "error":
             raise self._failure(event.get("error") or event)
-        if event.get("type") == "response.failed":
-            response: dict[str, Any] = event.get("response") or {}
-            raise self._failure(response.get("error") or {})
+        if event_type == "response.failed":
+            response: Any = event.get("response")
+            raise self._failure(response.get("error") if isinstance(response, dict) else response)  # pyright: ignore[reportUnknownMemberType,reportUnknownArgumentType]
+        if isinstance(event_type, str) and event_type in TERMINAL_EVENTS:
+            self._progress = Progress.OVER
         return event
 
     def _failure(self, error: object) -> ProtocolError:
@@ -168,14 +187,3 @@ class ResponsesGeneration:
 
 def _is_not_ours(included: str) -> bool:
     return included != TIMINGS
-
-
-def _is_last(data: bytes) -> bool:
-    if data == DONE_DATA:
-        return True
-    if _TERMINAL.search(data) is None:
-        return False
-    try:
-        return _head.decode(data).type in TERMINAL_EVENTS
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False

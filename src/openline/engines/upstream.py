@@ -7,23 +7,32 @@ is the engines' business.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import logging
+import random
 import re
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from types import SimpleNamespace
+from contextlib import closing, suppress
 from typing import Annotated, Any, Final, NamedTuple, NoReturn
 
 import aiohttp
 import msgspec
-from aiohttp.http_exceptions import HttpProcessingError
 
 from openline.config import UpstreamSettings
-from openline.engines.upstream_errors import read_answer, refusal, without_echo, without_secrets
+from openline.engines.progress import Progress
+from openline.engines.upstream_errors import read_answer, refusal, without_echo
+from openline.engines.upstream_faults import (
+    FAULTS,
+    Attempt,
+    fault_error,
+    pause_after_fault,
+    pause_after_refusal,
+    read_some,
+    too_long,
+)
 from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, proxy_of, read_trust
-from openline.protocol import sse
+from openline.engines.upstream_stream import EventReader
 from openline.protocol.errors import ProtocolError
 
 logger = logging.getLogger("openline.upstream")
@@ -33,36 +42,9 @@ _ERROR_BYTES_MAX: Final = 64 * 1024
 _MODELS_BYTES_MAX: Final = 4 * 1024 * 1024
 _LOOK_SECONDS_MAX: Final = 2.0  # a server that does not know a path says so at once
 _RAW_BODY_BYTES_MAX: Final = 1024 * 1024  # above it aiohttp wants a file object, which it writes piece by piece
+_SPREAD: Final = 1.25  # how much longer than told a wait may be
 _POST_HEADERS: Final = {"Content-Type": JSON}
 _object: Final = msgspec.json.Decoder(dict[str, Any])
-
-# What the library raises where the network or the peer is at fault.
-FAULTS: Final = (aiohttp.ClientError, OSError, HttpProcessingError)
-
-# A fault's class → our code and what the client is told; the first that fits counts.
-_KINDS: Final[tuple[tuple[type[BaseException], str, str], ...]] = (
-    (aiohttp.ConnectionTimeoutError, "upstream_unreachable", "accepted no connection in time. Is it running?"),
-    (TimeoutError, "upstream_timeout", "sent nothing for {waited}."),
-    (aiohttp.ClientConnectorDNSError, "upstream_unreachable", "cannot be reached: its host name does not resolve."),
-    (
-        aiohttp.ClientConnectorCertificateError,
-        "upstream_unreachable",
-        "cannot be reached: its TLS certificate is not trusted. Set the upstream's `ca_file` to the CA that signed it.",
-    ),
-    (
-        aiohttp.ClientSSLError,
-        "upstream_unreachable",
-        "cannot be reached: TLS failed. Does its `url` begin with what it speaks, http or https? Is `ca_file` right?",
-    ),
-    (aiohttp.ClientProxyConnectionError, "upstream_unreachable", "cannot be reached: the proxy does not answer."),
-    (aiohttp.ClientHttpProxyError, "upstream_unreachable", "cannot be reached: the proxy refused."),
-    (aiohttp.ClientConnectorError, "upstream_unreachable", "cannot be reached: no connection. Is it running?"),
-    (aiohttp.InvalidURL, "upstream_unreachable", "cannot be reached: its `url` is not valid."),
-    (aiohttp.ServerDisconnectedError, "upstream_error", "closed the connection before it answered."),
-    (aiohttp.ClientResponseError, "upstream_error", "sent something that is not HTTP."),
-    (HttpProcessingError, "upstream_error", "sent something that is not HTTP."),
-)
-_CUT: Final = ("upstream_error", "closed the connection: the answer ended before it finished.")
 
 
 class _Counted(msgspec.Struct):
@@ -80,11 +62,6 @@ class Listing(NamedTuple):
 
 
 _counted: Final = msgspec.json.Decoder(_Counted)
-
-
-def is_done(data: bytes) -> bool:
-    """Whether this is the `[DONE]` that ends a stream."""
-    return data == sse.DONE_DATA
 
 
 class Upstream:
@@ -117,12 +94,7 @@ class Upstream:
         return self._settings.label
 
     async def post_events(
-        self,
-        path: str,
-        body: bytes,
-        *,
-        is_last: Callable[[bytes], bool] = is_done,
-        whole_json: bool = False,
+        self, path: str, body: bytes, progress: Callable[[], Progress], *, whole_json: bool = False
     ) -> AsyncGenerator[Sequence[bytes], None]:
         """Post a request and read its event stream.
 
@@ -134,26 +106,26 @@ class Upstream:
         Args:
             path: below the upstream's `url`, such as `/chat/completions`.
             body: the request as JSON.
-            is_last: whether the stream is over with this event; its connection is then kept for another turn.
+            progress: how far the answer is with all that was yielded. Once it is over, the generator ends, and the
+                connection is kept for another turn.
             whole_json: also take a plain JSON body, as one event; some servers ignore `stream`.
 
         Raises:
             ProtocolError: it cannot be reached, refused, fell silent, was cut off, or sent no event stream.
         """
-        response = await self._accepted(path, body, whole_json=whole_json)
-        finished = False
+        response, first_at = await self._accepted(path, body, whole_json=whole_json)
         try:
-            yield ()
             if whole_json and _content_type(response) == JSON:
-                yield (await self._whole(response, self._settings.event_bytes_max),)
+                yield ()
+                yield (await self._whole(response, self._settings.event_bytes_max, first_at),)
                 return
-            reader = _EventReader(self, self._settings, response)
-            while not finished and (events := await reader.read()) is not None:
-                if events:
-                    finished = is_last(events[-1])
-                    yield events
+            with closing(EventReader(response, self._settings, first_at)) as reader:
+                yield ()
+                while (so_far := progress()) is not Progress.OVER and (events := await reader.read(so_far)) is not None:
+                    if events:
+                        yield events
         finally:
-            if finished:
+            if progress() is Progress.OVER:
                 self._drain(response)
             else:
                 response.close()  # nothing is cut where the body has ended: its connection is back in the pool by then
@@ -170,9 +142,9 @@ class Upstream:
             ProtocolError: it cannot be reached, refused, fell silent, or sent no count; `NoEndpointError` if it does not
                 know the path.
         """
-        response = await self._answered((self._root if at_root else self._settings.url) + path, body)
+        response, until = await self._answered((self._root if at_root else self._settings.url) + path, body)
         try:
-            counted = _counted.decode(await self._whole(response, self._settings.event_bytes_max))
+            counted = _counted.decode(await self._whole(response, self._settings.event_bytes_max, until))
         except (msgspec.DecodeError, RecursionError):
             counted = _Counted()
         finally:
@@ -195,7 +167,7 @@ class Upstream:
             timeout = aiohttp.ClientTimeout(total=seconds)
             response = await session.get(self._settings.url + "/models", timeout=timeout, allow_redirects=False)
         except FAULTS as error:
-            raise self.fault(error, f"{seconds:g} seconds (`connect_seconds_max`)") from None
+            raise fault_error(error, self.label, f"{seconds:g} seconds (`connect_seconds_max`)") from None
         try:
             if not 200 <= response.status < 300:
                 raise await self._refused(response)
@@ -267,41 +239,50 @@ class Upstream:
         """
         return self.refusal(0, error if isinstance(error, bytes) else msgspec.json.encode(error), {}, request=request)
 
-    def fault(self, error: BaseException, waited: str) -> ProtocolError:
-        """Our error for a fault of the network or of HTTP.
-
-        Args:
-            error: the library's exception, one of `FAULTS`.
-            waited: how long it was waited, if the fault is that nothing came, and which setting says so.
-        """
-        # Before there is a connection, the library's words are about addresses and certificates; later they quote bodies.
-        words = without_secrets(str(error), "") if isinstance(error, aiohttp.ClientConnectorError) else ""
-        logger.warning("upstream %s: %s %s", self.label, type(error).__name__, words)
-        code, says = next(((code, says) for kind, code, says in _KINDS if isinstance(error, kind)), _CUT)
-        return ProtocolError(code, f"Upstream '{self.label}' {says.format(waited=waited)}")
-
     # One request, up to its headers.
 
-    async def _accepted(self, path: str, body: bytes, *, whole_json: bool) -> aiohttp.ClientResponse:
-        """Its answer, once it has accepted with 2xx and the content that we want."""
-        response = await self._answered(self._settings.url + path, body)
+    async def _accepted(self, path: str, body: bytes, *, whole_json: bool) -> tuple[aiohttp.ClientResponse, float]:
+        """Its answer as `_answered` gives it, of a content that we want."""
+        response, first_at = await self._answered(self._settings.url + path, body)
         content_type = _content_type(response)
         if content_type in {"", EVENT_STREAM} or (whole_json and content_type == JSON):
-            return response
+            return response, first_at
         response.close()
         came = content_type if re.fullmatch(r"[\w.+-]{1,40}/[\w.+-]{1,60}", content_type) else "something else"
         message = f"Upstream '{self.label}' answered {response.status} with {came} where an event stream was expected."
         raise ProtocolError("upstream_error", message + " Its `url` usually ends in /v1.")
 
-    async def _answered(self, url: str, body: bytes) -> aiohttp.ClientResponse:
-        """Its answer, once it has accepted with 2xx."""
-        first = self._settings.first_event_seconds_max
-        try:
-            # One timer a request: it covers the sending too, which aiohttp's own timeouts do not.
-            async with asyncio.timeout(self._settings.connect_seconds_max + first):
-                response = await self._post(url, body)
-        except FAULTS as error:
-            raise self.fault(error, f"{first:g} seconds (`first_event_seconds_max`)") from None
+    async def _answered(self, url: str, body: bytes) -> tuple[aiohttp.ClientResponse, float]:
+        """Its answer, once it has accepted with 2xx, and until when the first bytes of the body must come.
+
+        What failed without having run is sent again, `retries_max` times.
+        """
+        retries_left = self._settings.retries_max
+        while True:
+            attempt = Attempt(asyncio.get_running_loop().time())
+            try:
+                response = await self._attempt(url, body, attempt)
+                return response, attempt.began + self._settings.first_event_seconds_max
+            except FAULTS as fault:
+                pause = pause_after_fault(fault, attempt, asyncio.get_running_loop().time())
+                error = fault_error(fault, self.label, self._first_event)
+            except ProtocolError as refused:
+                pause = pause_after_refusal(refused, self._settings)
+                error = refused
+            if pause is None or not retries_left:
+                raise error
+            retries_left -= 1
+            logger.warning("upstream %s: the request did not run and is sent again in %g seconds", self.label, pause)
+            # Those who were sent away together shall not come back together.
+            await asyncio.sleep(pause * random.uniform(1.0, _SPREAD))  # noqa: S311 - nothing secret
+
+    async def _attempt(self, url: str, body: bytes, attempt: Attempt) -> aiohttp.ClientResponse:
+        data = body if len(body) <= _RAW_BODY_BYTES_MAX else io.BytesIO(body)
+        # One timer a request: it covers the sending too, which aiohttp's own timeouts do not.
+        async with asyncio.timeout(self._settings.connect_seconds_max + self._settings.first_event_seconds_max):
+            response = await self._session().post(
+                url, data=data, headers=_POST_HEADERS, allow_redirects=False, trace_request_ctx=attempt
+            )
         if not 200 <= response.status < 300:
             try:
                 raise await self._refused(response, body)
@@ -309,52 +290,37 @@ class Upstream:
                 response.close()
         return response
 
-    async def _post(self, url: str, body: bytes) -> aiohttp.ClientResponse:
-        """Send, and wait for headers; once more if a pooled connection turns out to be closed.
-
-        A server that closes an idle connection can cross our request on the wire. It has not
-        begun to answer then. aiohttp repeats only idempotent methods by itself.
-        """
-        used = SimpleNamespace(pooled=False)
-        try:
-            return await self._post_once(url, body, used)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, aiohttp.ClientConnectionResetError):
-            if not used.pooled:
-                raise
-        return await self._post_once(url, body, None)
-
-    async def _post_once(self, url: str, body: bytes, used: SimpleNamespace | None) -> aiohttp.ClientResponse:
-        data = body if len(body) <= _RAW_BODY_BYTES_MAX else io.BytesIO(body)
-        return await self._session().post(
-            url, data=data, headers=_POST_HEADERS, allow_redirects=False, trace_request_ctx=used
-        )
-
     async def _refused(self, response: aiohttp.ClientResponse, request: bytes = b"") -> ProtocolError:
         body = b""
-        with contextlib.suppress(ProtocolError, TimeoutError):  # the status says enough where the words do not arrive
+        with suppress(ProtocolError, TimeoutError):  # the status says enough where the words do not arrive
             async with asyncio.timeout(self._settings.connect_seconds_max):
                 body = await self._whole(response, _ERROR_BYTES_MAX, cut=True)
         return self.refusal(response.status, body, response.headers, request=request)
 
-    async def _whole(self, response: aiohttp.ClientResponse, bytes_max: int, *, cut: bool = False) -> bytes:
-        """A body that is not a stream; above `bytes_max` its beginning, or an error."""
+    async def _whole(
+        self, response: aiohttp.ClientResponse, bytes_max: int, until: float | None = None, *, cut: bool = False
+    ) -> bytes:
+        """A body that is not a stream; above `bytes_max` its beginning, or an error.
+
+        Args:
+            until: when it must be there, by the loop's clock, if the caller does not see to that.
+        """
         pieces: list[bytes] = []
         left = bytes_max
         try:
-            while left >= 0 and (piece := await response.content.readany()):
-                pieces.append(piece)
-                left -= len(piece)
+            async with asyncio.timeout_at(until):
+                while left >= 0 and (piece := await read_some(response)):
+                    pieces.append(piece)
+                    left -= len(piece)
         except FAULTS as error:
-            raise self.fault(error, f"{self._settings.first_event_seconds_max:g} seconds") from None
+            raise fault_error(error, self.label, self._first_event) from None
         if left < 0 and not cut:
-            raise self.too_long(bytes_max)
+            raise too_long(self.label, bytes_max)
         return b"".join(pieces)[:bytes_max]
 
-    def too_long(self, bytes_max: int) -> ProtocolError:
-        """Our error for more bytes in one piece than we take."""
-        return ProtocolError(
-            "upstream_error", f"Upstream '{self.label}' sent more than {bytes_max} bytes in one event."
-        )
+    @property
+    def _first_event(self) -> str:
+        return f"{self._settings.first_event_seconds_max:g} seconds (`first_event_seconds_max`)"
 
     # Connections.
 
@@ -378,52 +344,11 @@ class Upstream:
             task.add_done_callback(lambda _: response.close())  # not by the task: it may be cancelled before it begins
 
 
-class _EventReader:
-    """Reads a response's events, one network read at a time."""
-
-    def __init__(self, upstream: Upstream, settings: UpstreamSettings, response: aiohttp.ClientResponse) -> None:
-        self._upstream = upstream
-        self._settings = settings
-        self._response = response
-        self._decoder = sse.Decoder(settings.event_bytes_max)
-        self._begun = False
-        self._ended = False
-
-    async def read(self) -> list[bytes] | None:
-        """The data of the events that came; None once the stream has ended."""
-        if self._ended:
-            return None
-        try:
-            chunk = await self._response.content.readany()
-        except FAULTS as error:
-            raise self._upstream.fault(error, self._waited()) from None
-        if not self._begun:
-            self._begin()
-        self._ended = not chunk
-        try:
-            return self._decoder.feed(chunk) if chunk else self._decoder.end()
-        except sse.TooLong:
-            raise self._upstream.too_long(self._settings.event_bytes_max) from None
-
-    def _begin(self) -> None:
-        """From the first bytes on the gap between reads counts, by the timer that aiohttp restarts at each."""
-        self._begun = True
-        connection = self._response.connection
-        if connection is not None and connection.protocol is not None:
-            connection.protocol.read_timeout = self._settings.idle_seconds_max
-            connection.protocol.start_timeout()
-
-    def _waited(self) -> str:
-        if self._begun:
-            return f"{self._settings.idle_seconds_max:g} seconds (`idle_seconds_max`)"
-        return f"{self._settings.first_event_seconds_max:g} seconds (`first_event_seconds_max`)"
-
-
 def _content_type(response: aiohttp.ClientResponse) -> str:
     return response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
 
 async def _drained(response: aiohttp.ClientResponse) -> None:
-    with contextlib.suppress(*FAULTS):
+    with suppress(*FAULTS):
         async with asyncio.timeout(_DRAIN_SECONDS_MAX):
-            await response.content.readany()  # the end, or more, which nobody wants
+            await read_some(response)  # the end, or more, which nobody wants

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from types import SimpleNamespace
 from typing import Final
@@ -12,6 +13,7 @@ from yarl import URL
 
 from openline import __version__
 from openline.config import ConfigError, UpstreamSettings, is_loopback
+from openline.engines.upstream_faults import Attempt
 
 EVENT_STREAM: Final = "text/event-stream"
 JSON: Final = "application/json"
@@ -23,7 +25,7 @@ _KEEPALIVE_SECONDS: Final = 60.0  # below the idle cut of the usual NATs and bal
 def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool, proxy: URL | None) -> aiohttp.ClientSession:
     """A pool of connections to one upstream; no cookies, no `.netrc`, and its key in a header of every request.
 
-    `trace_request_ctx.pooled` of a request is set where it went out on a connection used before.
+    A request whose `trace_request_ctx` is an `Attempt` has it told on which connection it goes out, and when.
     """
     headers = {
         "Accept": f"{EVENT_STREAM}, {JSON}",
@@ -34,6 +36,7 @@ def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool, proxy
         headers["Authorization"] = f"Bearer {settings.api_key}"
     trace = aiohttp.TraceConfig()
     trace.on_connection_reuseconn.append(_note_reuse)
+    trace.on_connection_create_end.append(_note_connection)
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=_CONNECTIONS_MAX, keepalive_timeout=_KEEPALIVE_SECONDS, ssl=trust),
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -80,6 +83,13 @@ def proxy_of(url: str) -> URL | None:
         raise ConfigError(message) from None
 
 
-async def _note_reuse(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
-    if context.trace_request_ctx is not None:
+async def _note_connection(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
+    attempt = context.trace_request_ctx
+    if isinstance(attempt, Attempt):
+        attempt.began = asyncio.get_running_loop().time()
+
+
+async def _note_reuse(session: aiohttp.ClientSession, context: SimpleNamespace, params: object) -> None:
+    await _note_connection(session, context, params)
+    if isinstance(context.trace_request_ctx, Attempt):
         context.trace_request_ctx.pooled = True
