@@ -140,7 +140,9 @@ class Running:
         return f"http://{self.address}"
 
     @asynccontextmanager
-    async def run(self, engine: Engine, store: Store | None, kernel_buffer_bytes: int | None) -> AsyncIterator[Running]:
+    async def run(
+        self, engine: Engine | Router, store: Store | None, kernel_buffer_bytes: int | None
+    ) -> AsyncIterator[Running]:
         config = self.config
         listening = bind(config)
         if kernel_buffer_bytes is not None:  # connections inherit it
@@ -149,7 +151,7 @@ class Running:
         self.address = f"{host}:{port}"
         store = store or open_store(config.store.url)
         settings = config.upstreams[0] if config.upstreams else UpstreamSettings(kind="scripted")
-        router = Router([Upstream(settings, engine)])
+        router = engine if isinstance(engine, Router) else Router([Upstream(settings, engine)])
         self.app, self.registry = build(config, router, store, LogHook())
         options = uvicorn_config(config, self.app)
         server = Server(options, lambda: None, self.app.drain)
@@ -241,12 +243,12 @@ def make_config(database: Path, **sections: Any) -> Config:
 async def running(
     folder: Path,
     *,
-    engine: Engine | None = None,
+    engine: Engine | Router | None = None,
     store: Store | None = None,
     kernel_buffer_bytes: int | None = None,
     **sections: Any,
 ) -> AsyncIterator[Running]:
-    """A server with a SQLite file in `folder`, and the scripted engine unless the test brings its own."""
+    """A server with a SQLite file in `folder`, and the scripted engine unless the test brings its own, or several."""
     database = folder / "openline.db"
     config = make_config(database, **sections)
     server = Running(config, database)
@@ -269,7 +271,7 @@ def _authorization(key: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
-_SSE_EVENT = re.compile(rb"event: ([a-z_.]+)\ndata: (\{.*\})\n\n")
+_SSE_EVENT = re.compile(rb"event: ([\w.:/-]+)\ndata: (\{.*\})\n\n")
 
 
 def read_sse(body: bytes) -> list[dict[str, Any]]:
