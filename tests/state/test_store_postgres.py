@@ -358,7 +358,7 @@ async def test_a_stall_fails_calls_in_time_and_passes(url, proxy):
 
 async def test_a_stall_does_not_keep_close_waiting(url, proxy):
     """A process that is told to stop does, whatever its database does."""
-    store = PostgresStore(proxy.url, pool_connections_max=1, call_seconds_max=0.2)
+    store = PostgresStore(proxy.url, pool_connections_max=1, call_seconds_max=0.5)
     await store.open()
     proxy.stall()
     purge = asyncio.ensure_future(store.purge(0, 1))  # which may take its time
