@@ -82,12 +82,19 @@ def test_info_is_json_for_programs(filled: str):
     assert found["bytes"] > 0
 
 
-def test_an_export_is_a_line_a_response(filled: str):
-    """Each is JSON by itself, with input and response as JSON within it, and nothing else is printed."""
+def test_an_export_is_a_line_a_response_and_a_conversation(filled: str):
+    """Each is JSON by itself, with what it holds as JSON within it, and nothing else is printed."""
     result = ran("export", "--store", filled)
     assert result.exit_code == 0, result.output
-    rows = {(row["owner"], row["response_id"]): row for row in lines(result.stdout)}
-    assert len(rows) == 62
+    rows = {(row["owner"], row.get("response_id") or row["conversation_id"]): row for row in lines(result.stdout)}
+    assert len(rows) == 64
+    assert rows["ann", "conv_old"] == {
+        "owner": "ann",
+        "conversation_id": "conv_old",
+        "created_at": LONG_AGO,
+        "metadata": {},
+        "items": [{"id": "a"}, {"id": "b"}],
+    }
     assert rows["ann", "resp_7"] == {
         "owner": "ann",
         "response_id": "resp_7",
@@ -120,7 +127,8 @@ def test_a_purge_deletes_what_is_old(filled: str):
     result = ran("purge", "--older-than", "10d", "--store", filled)
     assert result.exit_code == 0, result.output
     assert result.stdout.startswith("Deleted 61 responses and conversations, not used since ")
-    assert {row["response_id"] for row in lines(ran("export", "--store", filled).stdout)} == {"resp_new", "resp_run"}
+    left = lines(ran("export", "--store", filled).stdout)
+    assert {row.get("response_id") or row["conversation_id"] for row in left} == {"resp_new", "resp_run", "conv_new"}
     assert json.loads(ran("info", "--json", "--store", filled).stdout)["conversations"] == 1
     assert ran("purge", "--older-than", "10d", "--store", filled).stdout.startswith("Deleted 0 ")
 

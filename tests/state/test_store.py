@@ -848,6 +848,7 @@ async def test_an_empty_store_says_that_it_is_empty(store):
     info = await store.info()
     assert StoreInfo(schema=info.schema, bytes=info.bytes) == info
     assert await exported(store) == {}
+    assert [each async for each in store.conversations()] == []
 
 
 @keeping
@@ -873,3 +874,15 @@ async def test_an_export_gives_every_turn_once(store):
     assert len([each async for each in store.export()]) == len(turns)
     assert await exported(store, "ben") == {key: each for key, each in turns.items() if key[0] == "ben"}
     assert await exported(store, "dan") == {}
+
+
+@keeping
+async def test_every_conversation_is_given_once(store):
+    """In the same way: more than are read at once, everybody's or one owner's."""
+    made = {(owner, f"conv_{n}"): conversation(f"conv_{n}", at=n) for owner in ("ann", "ben") for n in range(70)}
+    await asyncio.gather(*(store.create_conversation(owner, each) for (owner, _), each in made.items()))
+    for owner in (None, "ann", "ben", "dan"):
+        found = [(whose, each.id, each) async for whose, each in store.conversations(owner)]
+        assert len(found) == len({key[:2] for key in found})
+        wanted = {key: each for key, each in made.items() if owner in {None, key[0]}}
+        assert {key[:2]: key[2] for key in found} == wanted

@@ -7,7 +7,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -24,7 +24,7 @@ from rich.table import Table
 from openline.config import ConfigError, StoreSettings, load
 from openline.state.opening import default_path, start_store
 from openline.state.retention import DAY_SECONDS, purged
-from openline.state.store import Store, StoredTurn, StoreInfo, StoreUnavailable, without_secrets
+from openline.state.store import Store, StoreInfo, StoreUnavailable, without_secrets
 
 store = typer.Typer(help="Look after the store: count, export, purge.", no_args_is_help=True)
 _console = Console(highlight=False, soft_wrap=True)
@@ -74,9 +74,10 @@ def export(
     spec: _Spec = None,
     config: _ConfigFile = None,
 ) -> None:
-    """Print every stored response as a line of JSON.
+    """Print every stored response, and every conversation, as a line of JSON.
 
-    A line has the owner, the response's id, created_at, status, its own input, and the response.
+    A response's line has its owner, response_id, created_at, status, its own input, and the response; a conversation's has
+    its owner, conversation_id, created_at, metadata and items. What is sealed stays sealed.
 
     For example:
 
@@ -87,11 +88,12 @@ def export(
 
     async def print_all(opened: Store, settings: StoreSettings) -> None:
         del settings
-        total = None if owner is not None else (await opened.info()).turns
+        found = await opened.info()
+        total = None if owner is not None else found.turns + found.conversations
         with _progress(total) as progress:
             task = progress.add_task("exported", total=total)
-            async for whose, turn in opened.export(owner):
-                sys.stdout.buffer.write(_line(whose, turn))
+            async for line in _lines(opened, owner):
+                sys.stdout.buffer.write(line)
                 progress.advance(task)
         sys.stdout.buffer.flush()
 
@@ -110,7 +112,7 @@ def purge(
     """Delete the responses and conversations that nobody has used for some days.
 
     A response goes only if nothing that is kept continues it. A server that runs does the same every hour, by its
-    setting store.retain_days, and may run meanwhile.
+    setting store.retain_days, and may run meanwhile. A SQLite file keeps its size: what is free in it is used again.
 
     For example:
 
@@ -174,15 +176,33 @@ def _progress(total: int | None) -> Progress:
     )
 
 
-def _line(owner: str, turn: StoredTurn) -> bytes:
-    row = {
-        "owner": owner,
-        "response_id": turn.response_id,
-        "created_at": turn.created_at,
-        "status": turn.status,
-        "input": msgspec.Raw(turn.input),
-        "response": msgspec.Raw(turn.response),
-    }
+async def _lines(opened: Store, owner: str | None) -> AsyncIterator[bytes]:
+    async for whose, turn in opened.export(owner):
+        yield _line(
+            {
+                "owner": whose,
+                "response_id": turn.response_id,
+                "created_at": turn.created_at,
+                "status": turn.status,
+                "input": msgspec.Raw(turn.input),
+                "response": msgspec.Raw(turn.response),
+            }
+        )
+    async for whose, conversation in opened.conversations(owner):
+        items = await opened.all_items(whose, conversation.id)
+        if items is not None:  # else it was deleted meanwhile
+            yield _line(
+                {
+                    "owner": whose,
+                    "conversation_id": conversation.id,
+                    "created_at": conversation.created_at,
+                    "metadata": msgspec.Raw(conversation.metadata),
+                    "items": [msgspec.Raw(item.raw) for item in items],
+                }
+            )
+
+
+def _line(row: dict[str, object]) -> bytes:
     return msgspec.json.encode(row) + b"\n"
 
 

@@ -148,5 +148,11 @@ class NothingStore:
         for row in ():
             yield row
 
+    async def conversations(self, owner: str | None = None) -> AsyncIterator[tuple[str, Conversation]]:
+        """None."""
+        del owner
+        for row in ():
+            yield row
+
     async def close(self) -> None:
         """Nothing to let go of."""

@@ -229,6 +229,11 @@ SELECT owner, response_id, parent_id, created_at, status, chainable, input, resp
 FROM openline_turns WHERE (owner, response_id) > ($1, $2) AND ($3::text IS NULL OR owner = $3)
 ORDER BY owner, response_id LIMIT $4
 """
+_EXPORT_CONVERSATIONS: Final = """
+SELECT owner, conversation_id, created_at, metadata, last_used_at
+FROM openline_conversations WHERE (owner, conversation_id) > ($1, $2) AND ($3::text IS NULL OR owner = $3)
+ORDER BY owner, conversation_id LIMIT $4
+"""
 
 
 class PostgresStore:
@@ -451,10 +456,19 @@ class PostgresStore:
 
     async def export(self, owner: str | None = None) -> AsyncIterator[tuple[str, StoredTurn]]:
         """Every turn. See `Store.export`."""
+        async for row in self._every_row(_EXPORT, owner):
+            yield row[0], _turn(row[1:])
+
+    async def conversations(self, owner: str | None = None) -> AsyncIterator[tuple[str, Conversation]]:
+        """Every conversation. See `Store.conversations`."""
+        async for row in self._every_row(_EXPORT_CONVERSATIONS, owner):
+            yield row[0], Conversation(*row[1:])
+
+    async def _every_row(self, sql: str, owner: str | None) -> AsyncIterator[Any]:
         last = ("", "")
-        while rows := await self._rows(_EXPORT, *last, owner, _EXPORTED_AT_ONCE):
+        while rows := await self._rows(sql, *last, owner, _EXPORTED_AT_ONCE):
             for row in rows:
-                yield row[0], _turn(row[1:])
+                yield tuple(row)
             last = (rows[-1][0], rows[-1][1])
 
     # --- Asking -----------------------------------------------------------------------------------

@@ -206,6 +206,10 @@ _EXPORT: Final = """
 SELECT owner, response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at, rowid
 FROM turns WHERE rowid > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY rowid LIMIT ?3
 """
+_EXPORT_CONVERSATIONS: Final = """
+SELECT owner, conversation_id, created_at, metadata, last_used_at, rowid
+FROM conversations WHERE rowid > ?1 AND (?2 IS NULL OR owner = ?2) ORDER BY rowid LIMIT ?3
+"""
 
 
 class SqliteStore:
@@ -435,10 +439,19 @@ class SqliteStore:
 
     async def export(self, owner: str | None = None) -> AsyncIterator[tuple[str, StoredTurn]]:
         """Every turn. See `Store.export`."""
+        async for row in self._every_row(_EXPORT, owner):
+            yield row[0], _turn(row[1:])
+
+    async def conversations(self, owner: str | None = None) -> AsyncIterator[tuple[str, Conversation]]:
+        """Every conversation. See `Store.conversations`."""
+        async for row in self._every_row(_EXPORT_CONVERSATIONS, owner):
+            yield row[0], Conversation(*row[1:-1])
+
+    async def _every_row(self, sql: str, owner: str | None) -> AsyncIterator[Any]:
         row_id = 0
-        while rows := await self._file.read_apart(_EXPORT, (row_id, owner, _EXPORTED_AT_ONCE)):
+        while rows := await self._file.read_apart(sql, (row_id, owner, _EXPORTED_AT_ONCE)):
             for row in rows:
-                yield row[0], _turn(row[1:])
+                yield row
             row_id = rows[-1][-1]
 
     async def _changes(self, sql: str, *parameters: Any) -> bool:

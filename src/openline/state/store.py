@@ -393,6 +393,10 @@ class Store(Protocol):
         """
         ...
 
+    def conversations(self, owner: str | None = None) -> AsyncIterator[tuple[str, Conversation]]:
+        """Every conversation without its items, in the same way as `export` gives turns."""
+        ...
+
     async def close(self) -> None:
         """Commit what waits and let go of the file or the connections. Safe to call twice; what comes later is refused."""
         ...
