@@ -76,8 +76,9 @@ def export(
 ) -> None:
     """Print every stored response, and every conversation, as a line of JSON.
 
-    A response's line has its owner, response_id, created_at, status, its own input, and the response; a conversation's has
-    its owner, conversation_id, created_at, metadata and items. What is sealed stays sealed.
+    A response's line has owner, response_id, created_at, status, the response's
+    own input, and the response; a conversation's has owner, conversation_id,
+    created_at, metadata and items. What is sealed stays sealed.
 
     For example:
 
@@ -111,8 +112,9 @@ def purge(
 ) -> None:
     """Delete the responses and conversations that nobody has used for some days.
 
-    A response goes only if nothing that is kept continues it. A server that runs does the same every hour, by its
-    setting store.retain_days, and may run meanwhile. A SQLite file keeps its size: what is free in it is used again.
+    A response goes only if nothing that is kept continues it. A server that runs
+    does the same every hour, by its setting store.retain_days, and may run
+    meanwhile. A SQLite file keeps its size: what is free in it is used again.
 
     For example:
 
