@@ -429,6 +429,25 @@ async def test_one_that_is_deleted_under_a_turn_fails_it(played, hand):
     assert (await played.get(f"{PATH}/{conversation_id}")).status == 404
 
 
+async def test_in_the_background_it_is_kept_as_failed_for_that_reason(start, hand):
+    """What its client polls says why, from memory and out of the store; it is not taken for lost with its process.
+
+    Source: Background mode guide; docs/adr/0007.
+    """
+    server = await start(engine=hand, resume={"seconds": 0.05})
+    conversation_id = await made(server)
+    response_id = (await server.post(conversation=conversation_id, input="1", background=True)).json["id"]
+    turn = await hand.next_turn()
+    await server.request("DELETE", f"{PATH}/{conversation_id}")
+    turn.answer("2")
+    await server.idle()
+    failed = (await server.get(f"/v1/responses/{response_id}")).json
+    assert failed["status"] == "failed"
+    assert "there is no such conversation" in failed["error"]["message"]
+    await until(lambda: server.registry.held.get("local", response_id) is None)
+    assert (await server.get(f"/v1/responses/{response_id}")).json == failed
+
+
 async def test_a_call_is_answered_in_the_next_turn(played, hand):
     """A tool loop needs nothing but the outputs; without them the turn is refused."""
     conversation_id = await made(played, message("1"), CALL)

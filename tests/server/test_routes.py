@@ -21,7 +21,9 @@ async def test_every_prefix_serves_both_transports(server, prefix):
         response = await socket.completed()
     answer = await server.request("POST", path, json={"model": "scripted-text", "input": "x"})
     assert answer.status == 200
-    assert (await server.get(f"{prefix}/responses/{response['id']}?include[]=message.output_text.logprobs")).json == response
+    assert (
+        await server.get(f"{prefix}/responses/{response['id']}?include[]=message.output_text.logprobs")
+    ).json == response
     assert (await server.request("DELETE", f"{prefix}/responses/{response['id']}")).status == 200
     assert (await server.get(f"{prefix}/responses/{response['id']}")).status == 404
 

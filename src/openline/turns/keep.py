@@ -74,13 +74,13 @@ async def keep(turn: Turn, bound: Bound, response: Event, parts: Parts) -> Event
     Raises:
         ProtocolError: it could not be kept.
     """
-    request, log = turn.request, turn.log
+    request = turn.request
     node = _node_behind(request, bound, response, parts.seal)
     appends = _appended(request, bound, response, int(parts.unix_time()))
     if request.create.stores:
-        events = b"\n".join(log.events()) if request.keeps_events and log.is_whole else None
         try:
-            await _put(parts.store, request.owner, _row(bound, response), events, appends, replaces=turn.is_claimed)
+            row, events = _row(bound, response), _events(turn)
+            await _put(parts.store, request.owner, row, events, appends, replaces=turn.is_claimed)
         except NotUnfinished:
             return await _ended_elsewhere(request, response["id"], parts)
         turn.is_claimed = False
@@ -90,6 +90,22 @@ async def keep(turn: Turn, bound: Bound, response: Event, parts: Parts) -> Event
         stored = request.create.stores and _is_chainable(bound)
         turn.keep_as_latest(Anchor(response["id"], node, bound.model, stored))
     return response
+
+
+async def keep_failed(turn: Turn, bound: Bound, response: Event, error: ProtocolError, parts: Parts) -> None:
+    """Keep that a response failed which could not be kept as it was, where its row says that it still runs.
+
+    If the store cannot be used now, the row's lease runs out.
+    """
+    if turn.is_claimed and error.code != "store_unavailable":
+        with suppress(StoreUnavailable):
+            await parts.store.put(turn.request.owner, _row(bound, response), events=_events(turn), replaces=True)
+            turn.is_claimed = False
+
+
+def _events(turn: Turn) -> bytes | None:
+    """All but the terminal one, of a turn whose events can be read again."""
+    return b"\n".join(turn.log.events()) if turn.request.keeps_events and turn.log.is_whole else None
 
 
 async def _ended_elsewhere(request: TurnRequest, response_id: str, parts: Parts) -> Event:

@@ -22,7 +22,7 @@ from openline.state.sealed_items import COMPACTION, compaction_item, opened, sea
 from openline.state.store import KeyTaken
 from openline.turns.bind import Bound, Parts, TurnRequest, bind
 from openline.turns.compact import is_due, summed_up
-from openline.turns.keep import begin, keep, let_go, own_input
+from openline.turns.keep import begin, keep, keep_failed, let_go, own_input
 from openline.turns.log import TurnLog
 from openline.turns.replay import replayed
 from openline.turns.truncate import without_oldest
@@ -271,6 +271,8 @@ async def _keep_and_announce(
         await let_go(turn, parts)
         writer.log.refuse(error)
     else:
+        if error is not None:
+            await keep_failed(turn, bound, response, error, parts)
         turn.error = error
         writer.end(response)
         turn.tell_late()
