@@ -332,9 +332,20 @@ async def test_a_read_only_database_fails_writes_until_it_is_writable(store):
     store._file._writer.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable, match="read-only"):
         await store.put("ann", turn("resp_1"))
-    assert "reopening" in repr(store)
     await store.put("ann", turn("resp_1"))
-    assert "open" in repr(store)
+
+
+async def test_a_connection_that_cannot_roll_back_does_not_keep_the_lock(store):
+    """The one that takes its place can write at once."""
+
+    def deny_rollback(action, argument, *_):
+        denied = action == sqlite3.SQLITE_INSERT or (action == sqlite3.SQLITE_TRANSACTION and argument == "ROLLBACK")
+        return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK
+
+    store._file._writer.set_authorizer(deny_rollback)
+    with pytest.raises(StoreUnavailable, match="may not be opened"):
+        await store.put("ann", turn("resp_1"))
+    await store.put("ann", turn("resp_1"))
 
 
 @contextlib.contextmanager
@@ -368,10 +379,11 @@ async def test_an_io_error_fails_writes_until_it_ends(store):
 async def test_a_file_that_has_gone_is_not_replaced_by_an_empty_one(store, path):
     """When it must open the file anew and it is away, it waits for it: an empty store would look like lost data."""
     await store.put("ann", turn("resp_0"))
+    away = path.rename(path.with_name("away.db"))
     store._file._writer.execute("PRAGMA query_only = ON")
     with pytest.raises(StoreUnavailable):
         await store.put("ann", turn("resp_1"))
-    away = path.rename(path.with_name("away.db"))
+    assert "reopening" in repr(store)
     with pytest.raises(StoreUnavailable, match="cannot be opened"):
         await store.put("ann", turn("resp_1"))
     with pytest.raises(StoreUnavailable, match="cannot be opened"):

@@ -7,7 +7,11 @@ are called; in WAL mode neither waits for the other.
 What must stay true:
 
 * `write` returns after its COMMIT did, with `synchronous=FULL`: after the fsync of the log.
-* No error ends the writer. A connection that may be damaged is dropped, and the next call opens the file anew.
+* No error ends the writer. A connection that may be damaged is replaced, and the next call opens the file anew.
+* Nothing is written behind what may not be on the disk. Of a commit whose fsync failed the log still holds every byte,
+  which the kernel shows to everybody and may never write. SQLite's index of the log leaves it out as long as one
+  connection is open; who opens the file first reads the log itself, and finds it. So the next connection is there before
+  the damaged one goes, and each empties the log before its first write: docs/adr/0012.
 """
 
 from __future__ import annotations
@@ -123,6 +127,8 @@ class SqliteFile:
             elif self.path is not None and not self.path.exists():
                 raise StoreUnavailable("there is no such file")
             self._writer: sqlite3.Connection | None = self._connect_writer()
+            self._damaged = False  # the writer's connection, by an error
+            self._log_is_sound = False
             self._reader: sqlite3.Connection | None = self._connect_reader()
         except (OSError, sqlite3.Error) as error:
             raise _unavailable(error) from None
@@ -130,7 +136,7 @@ class SqliteFile:
         self._thread.start()
 
     def __repr__(self) -> str:
-        state = "closed" if self._closing else "open" if self._writer else "reopening"
+        state = "closed" if self._closing else "reopening" if self._damaged else "open"
         return f"{self.path or ':memory:'} {state} queued={self._queue.qsize()}"
 
     async def close(self) -> None:
@@ -226,15 +232,26 @@ class SqliteFile:
         """One transaction; what each write came to, once the commit is on the disk."""
         with self._write_lock:
             try:
-                if self._writer is None:
-                    self._writer = self._connect_writer()
-                self._writer.execute("BEGIN IMMEDIATE")
-                outcomes = [_apply(self._writer, write.statements) for write in writes]
-                self._writer.execute("COMMIT")
+                writer = self._sound_writer()
+                writer.execute("BEGIN IMMEDIATE")
+                outcomes = [_apply(writer, write.statements) for write in writes]
+                writer.execute("COMMIT")
                 return outcomes
             except Exception as error:  # noqa: BLE001 - whatever it is, the next writes need this thread
                 self._recover(error)
                 return [_unavailable(error) for _ in writes]
+
+    def _sound_writer(self) -> sqlite3.Connection:
+        """A connection behind whose log one can write."""
+        if self._damaged or self._writer is None:
+            connection = self._connect_writer()
+            self._drop_writer()
+            self._writer, self._damaged, self._log_is_sound = connection, False, False
+        if not self._log_is_sound:
+            # All of it goes into the database, and to the disk with that. Who reads for long keeps the log as it is.
+            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            self._log_is_sound = True
+        return self._writer
 
     def _recover(self, error: Exception) -> None:
         if self._writer is None:
@@ -242,9 +259,14 @@ class SqliteFile:
         with contextlib.suppress(sqlite3.Error):
             if self._writer.in_transaction:
                 self._writer.execute("ROLLBACK")
-        if self.path is not None and not _passes(error):
+        if self.path is None or _passes(error):
+            return
+        if self._writer.in_transaction:  # it would keep the lock from the one that takes its place
             self._drop_writer()
-            self._drop_reader()  # whoever mends the file may put another in its place
+        self._damaged = True
+        self._drop_reader()  # whoever mends the file may put another in its place
+        with contextlib.suppress(Exception):  # the next write says what is wrong
+            self._sound_writer()  # at once, so that a failed commit is gone before anybody is told that it failed
 
     def _drop_writer(self) -> None:
         if self._writer is not None:
