@@ -25,6 +25,7 @@ class Proxy:
         self._port = 0
         self.connections = 0  # that were made, ever
         self.cut_at: bytes | None = None
+        self.lost_at: bytes | None = None
 
     @property
     def url(self) -> str:
@@ -59,6 +60,10 @@ class Proxy:
         """Cut a connection when its client is about to send a text, and only the first one."""
         self.cut_at = text
 
+    def lose_answer_to(self, text: bytes):
+        """Cut a connection when the server answers a text, and only the first one: it has done what it was asked."""
+        self.lost_at = text
+
     def stall(self):
         """Connections stay, new ones are taken, and no byte comes through."""
         self._flows.clear()
@@ -71,19 +76,33 @@ class Proxy:
         self._serving.add(asyncio.current_task())
         there, back = await asyncio.open_connection(*self._target)
         self._writers |= {writer, back}
+        answer_lost = asyncio.Event()
         try:
-            await asyncio.gather(self._pass_on(reader, back, from_client=True), self._pass_on(there, writer))
+            await asyncio.gather(self._pass_on(reader, back, answer_lost), self._pass_back(there, writer, answer_lost))
         finally:
             self._writers -= {writer, back}
             for each in (writer, back):
                 each.transport.abort()
 
-    async def _pass_on(self, reader, writer, *, from_client=False):
+    async def _pass_on(self, reader, writer, answer_lost):
         with suppress(OSError):
             while data := await reader.read(65536):
                 await self._flows.wait()
-                if from_client and self.cut_at is not None and self.cut_at in data:
+                if self.cut_at is not None and self.cut_at in data:
                     self.cut_at = None
+                    break
+                if self.lost_at is not None and self.lost_at in data:
+                    self.lost_at = None
+                    answer_lost.set()
+                writer.write(data)
+                await writer.drain()
+        writer.transport.abort()
+
+    async def _pass_back(self, reader, writer, answer_lost):
+        with suppress(OSError):
+            while data := await reader.read(65536):
+                await self._flows.wait()
+                if answer_lost.is_set():
                     break
                 writer.write(data)
                 await writer.drain()

@@ -7,10 +7,11 @@ What must stay true: owner is part of every primary key, and of every query's WH
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, Literal, TypeVar
 
 from openline.state.postgres_migrations import MIGRATIONS
-from openline.state.postgres_pool import CALL_SECONDS_MAX, CALLS_WAITING_MAX, Pool
+from openline.state.postgres_pool import CALL_SECONDS_MAX, CALLS_WAITING_MAX, DOUBT_SECONDS_MAX, Pool
 from openline.state.store import (
     CHAIN_TURNS_MAX,
     CONVERSATION_ITEMS_MAX,
@@ -67,6 +68,7 @@ _PUT_EVENTS: Final = """
 INSERT INTO openline_events (owner, response_id, events) VALUES ($1, $2, $3)
 ON CONFLICT (owner, response_id) DO UPDATE SET events = excluded.events
 """
+_RESPONSE: Final = "SELECT response FROM openline_turns WHERE owner = $1 AND response_id = $2"
 _GET: Final = """
 SELECT response_id, parent_id, created_at, status, chainable, input, response, lease_until, last_used_at
 FROM openline_turns WHERE owner = $1 AND response_id = $2
@@ -245,6 +247,7 @@ class PostgresStore:
         url: `postgresql://USER:PASSWORD@HOST:PORT/DATABASE`; `?search_path=NAME` is the schema for its tables.
         pool_connections_max: how many connections it makes at most.
         call_seconds_max: how long a call may take, after which it fails.
+        doubt_seconds_max: for how long a write whose connection was lost is begun again, to learn whether it was kept.
         calls_waiting_max: how many calls may be under way or wait for a connection; one more is refused.
         chain_turns_max: a longer chain counts as broken.
         conversation_items_max: how many items a conversation may hold.
@@ -256,6 +259,7 @@ class PostgresStore:
         *,
         pool_connections_max: int,
         call_seconds_max: float = CALL_SECONDS_MAX,
+        doubt_seconds_max: float = DOUBT_SECONDS_MAX,
         calls_waiting_max: int = CALLS_WAITING_MAX,
         chain_turns_max: int = CHAIN_TURNS_MAX,
         conversation_items_max: int = CONVERSATION_ITEMS_MAX,
@@ -266,6 +270,7 @@ class PostgresStore:
             url,
             connections_max=pool_connections_max,
             call_seconds_max=call_seconds_max,
+            doubt_seconds_max=doubt_seconds_max,
             calls_waiting_max=calls_waiting_max,
         )
 
@@ -304,10 +309,18 @@ class PostgresStore:
             if appends is not None:
                 await self._append(connection, owner, appends)
 
+        async def put_again(connection: Any) -> None:
+            try:
+                async with connection.transaction():
+                    await put_all(connection)
+            except (AlreadyKept, NotUnfinished):
+                if await connection.fetchval(_RESPONSE, owner, turn.response_id) != turn.response:
+                    raise
+
         if events is None and appends is None and key is None:
-            await self._pool.call(lambda connection: put(connection, owner, turn))
+            await self._pool.call(lambda connection: put(connection, owner, turn), again=put_again)
         else:
-            await self._in_transaction(put_all)
+            await self._pool.call(_in_transaction(put_all), again=put_again)
 
     async def get(self, owner: str, response_id: str) -> StoredTurn | None:
         """One turn, or None. See `Store.get`."""
@@ -357,7 +370,7 @@ class PostgresStore:
                 await _replace(connection, owner, ended)
             return True
 
-        return await self._in_transaction(give_up)
+        return await self._pool.call(_in_transaction(give_up))
 
     async def used(self, owner: str, kept_id: str, at: int) -> None:
         """Mark a turn, and so the chain that leads to it, or a conversation, as used. See `Store.used`."""
@@ -378,7 +391,11 @@ class PostgresStore:
             if items:
                 await self._append(connection, owner, Appended(conversation.id, tuple(items), at))
 
-        await self._in_transaction(create)
+        async def create_again(connection: Any) -> None:
+            with suppress(AlreadyKept):  # it was: nobody else can have made this id
+                await _in_transaction(create)(connection)
+
+        await self._pool.call(_in_transaction(create), again=create_again)
 
     async def conversation(self, owner: str, conversation_id: str) -> Conversation | None:
         """One conversation, or None. See `Store.conversation`."""
@@ -395,7 +412,20 @@ class PostgresStore:
 
     async def append(self, owner: str, appended: Appended) -> None:
         """Add items to a conversation's end. See `Store.append`."""
-        await self._in_transaction(lambda connection: self._append(connection, owner, appended))
+
+        async def append(connection: Any) -> None:
+            await self._append(connection, owner, appended)
+
+        async def append_again(connection: Any) -> None:
+            try:
+                await _in_transaction(append)(connection)
+            except DuplicateItem:
+                first = appended.items[0]
+                row = await connection.fetchrow(_ITEM, owner, appended.conversation_id, first.id)
+                if row is None or row["raw"] != first.raw:
+                    raise
+
+        await self._pool.call(_in_transaction(append), again=append_again)
 
     async def items(
         self,
@@ -488,19 +518,20 @@ class PostgresStore:
             return 0
         return _count(await self._pool.call(lambda connection: connection.execute(sql, *parameters)))
 
-    async def _in_transaction(self, work: Callable[[Any], Awaitable[T]], seconds_max: float | None = None) -> T:
-        async def in_transaction(connection: Any) -> T:
-            async with connection.transaction():
-                return await work(connection)
-
-        return await self._pool.call(in_transaction, seconds_max=seconds_max)
-
     async def _unhurried(self, work: Callable[[Any], Awaitable[T]]) -> T:
         async def unhurried(connection: Any) -> T:
             await connection.execute(_UNHURRIED)
             return await work(connection)
 
-        return await self._in_transaction(unhurried, _SLOW_CALL_SECONDS_MAX)
+        return await self._pool.call(_in_transaction(unhurried), seconds_max=_SLOW_CALL_SECONDS_MAX)
+
+
+def _in_transaction(work: Callable[[Any], Awaitable[T]]) -> Callable[[Any], Awaitable[T]]:
+    async def in_transaction(connection: Any) -> T:
+        async with connection.transaction():
+            return await work(connection)
+
+    return in_transaction
 
 
 async def _nothing(connection: Any) -> None:

@@ -2,6 +2,9 @@
 
 Every call has a deadline. Whatever fails is a `StoreUnavailable`; a connection that may be in the middle of
 something is thrown away, and the next call makes another, so that a server that comes back is used at once.
+
+A connection that is lost over a write leaves open whether the server has committed it. Writes that would be told
+wrongly then are made again until the server has said so: docs/adr/0012.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any, Final, TypeVar
 import asyncpg  # pyright: ignore[reportMissingTypeStubs] - it has none; all of it is behind this file
 
 from openline.state.postgres_migrations import migrate
-from openline.state.store import NotAppended, StoreUnavailable, without_secrets
+from openline.state.store import AlreadyKept, NotAppended, StoreUnavailable, without_secrets
 
 T = TypeVar("T")
 
@@ -23,6 +26,10 @@ T = TypeVar("T")
 CALL_SECONDS_MAX: Final = 5.0
 # As many as SQLite's writer may have waiting; more is a server in trouble.
 CALLS_WAITING_MAX: Final = 8192
+# How long a write whose connection was lost is made again: a server that crashes is back in a few seconds.
+DOUBT_SECONDS_MAX: Final = 10.0
+_AGAIN_SECONDS: Final = 0.1
+_OF_CALL: Final = 0.8  # of a call's time the server has so much
 _GOODBYE_SECONDS_MAX: Final = 1.0
 _IDLE_SECONDS_MAX: Final = 300.0  # then a connection is closed; servers count them
 
@@ -50,6 +57,10 @@ _REASONS: Final = {
 }
 
 
+class ConnectionLost(StoreUnavailable):
+    """The connection was lost over a call: what it was to do may have been done."""
+
+
 class Pool:
     """Up to so many connections to one database, on the newest schema.
 
@@ -57,13 +68,23 @@ class Pool:
         url: `postgresql://…`, as libpq knows it; what it does not say comes from PGHOST, PGPASSWORD, … and ~/.pgpass.
         connections_max: how many at most.
         call_seconds_max: how long a call may take, its wait for a connection included.
+        doubt_seconds_max: for how long a write whose connection was lost is begun again.
         calls_waiting_max: how many may be under way or wait for a connection; one more is refused.
     """
 
-    def __init__(self, url: str, *, connections_max: int, call_seconds_max: float, calls_waiting_max: int) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        connections_max: int,
+        call_seconds_max: float,
+        doubt_seconds_max: float,
+        calls_waiting_max: int,
+    ) -> None:
         self._url = url
         self._connections_max = connections_max
         self._call_seconds_max = call_seconds_max
+        self._doubt_seconds_max = doubt_seconds_max
         self._calls_waiting_max = calls_waiting_max
         self._opening = asyncio.Lock()
         self._pool: Any = None
@@ -75,11 +96,18 @@ class Pool:
         connections = self._pool.get_size() if self._pool else 0
         return f"{without_secrets(self._url)} {state} connections={connections} calls={len(self._calls)}"
 
-    async def call(self, work: Callable[[Any], Awaitable[T]], *, seconds_max: float | None = None) -> T:
+    async def call(
+        self,
+        work: Callable[[Any], Awaitable[T]],
+        *,
+        again: Callable[[Any], Awaitable[T]] | None = None,
+        seconds_max: float | None = None,
+    ) -> T:
         """Do something on a connection. It is done to its end also if the caller is cancelled.
 
         Args:
             work: gets asyncpg's connection, which is not in a transaction.
+            again: does it where it may have been done already, because the connection was lost over it.
             seconds_max: how long it may take, if not as long as every call.
 
         Raises:
@@ -90,7 +118,7 @@ class Pool:
             raise StoreUnavailable("it is closed")
         if len(self._calls) >= self._calls_waiting_max:
             raise StoreUnavailable(f"it is behind, {self._calls_waiting_max} calls wait already")
-        task = asyncio.ensure_future(self._call(work, seconds_max or self._call_seconds_max))
+        task = asyncio.ensure_future(self._call(work, again, seconds_max or self._call_seconds_max))
         self._calls.add(task)
         task.add_done_callback(self._done)
         return await asyncio.shield(task)  # cut in its middle, a write may or may not be there
@@ -116,11 +144,44 @@ class Pool:
         if not task.cancelled():
             task.exception()  # which nobody sees if the caller has gone
 
-    async def _call(self, work: Callable[[Any], Awaitable[T]], seconds_max: float) -> T:
+    async def _call(
+        self,
+        work: Callable[[Any], Awaitable[T]],
+        again: Callable[[Any], Awaitable[T]] | None,
+        seconds_max: float,
+    ) -> T:
+        try:
+            return await self._attempt(work, seconds_max)
+        except ConnectionLost as lost:
+            if again is None:
+                raise
+            return await self._make_sure(again, lost)
+
+    async def _make_sure(self, again: Callable[[Any], Awaitable[T]], lost: StoreUnavailable) -> T:
+        """Do it again until the server has said what became of it."""
+        deadline = _now() + self._doubt_seconds_max
+        while _now() < deadline:
+            try:
+                return await self._attempt(again, self._call_seconds_max)
+            except AlreadyKept:
+                raise
+            except StoreUnavailable as still:
+                lost = still
+            await asyncio.sleep(_AGAIN_SECONDS)
+        raise StoreUnavailable(f"{lost}, and whether this was kept is not known")
+
+    async def _attempt(self, work: Callable[[Any], Awaitable[T]], seconds_max: float) -> T:
+        began = False
+
+        async def begun(connection: Any) -> T:
+            nonlocal began
+            began = True
+            return await work(connection)
+
         try:
             async with asyncio.timeout(seconds_max):
                 await self._open()
-                return await self._on_connection(self._pool, work)
+                return await self._on_connection(self._pool, begun)
         except NotAppended:
             raise
         except asyncio.CancelledError:
@@ -130,9 +191,11 @@ class Pool:
         except TimeoutError:
             if self._pool is not None:
                 await self._pool.expire_connections()  # the others may lead nowhere as well
-            raise StoreUnavailable(f"it has not answered within {seconds_max:g} seconds") from None
+            reason = f"it has not answered within {seconds_max:g} seconds"
+            raise (ConnectionLost(reason) if began else StoreUnavailable(reason)) from None
         except Exception as error:  # noqa: BLE001 - asyncpg, asyncio, ssl and the system each have their own
-            raise unavailable(error) from None
+            reason = unavailable(error)
+            raise (ConnectionLost(str(reason)) if began and _is_lost(error) else reason) from None
 
     async def _open(self) -> None:
         if self._pool is not None:
@@ -156,10 +219,11 @@ class Pool:
             self._pool = pool
 
     def _server_settings(self) -> dict[str, str]:
-        milliseconds = str(max(1, int(self._call_seconds_max * 1000)))
+        milliseconds = str(max(1, int(self._call_seconds_max * _OF_CALL * 1000)))
         return {
             "application_name": "openline",
-            # A server that has lost us gives up as well, and lets go of its locks.
+            # A server that has lost us gives up as well, and lets go of its locks. It does so first, and says so: where
+            # we give up we do not know what it has done.
             "statement_timeout": milliseconds,
             "idle_in_transaction_session_timeout": milliseconds,
             "default_transaction_isolation": "read committed",
@@ -181,6 +245,17 @@ class Pool:
 
 async def _nothing_to_reset(connection: Any) -> None:
     """In place of a query that asyncpg would make after each use: no call leaves anything behind."""
+
+
+def _now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def _is_lost(error: Exception) -> bool:
+    """Whether the server may have done it and not said so: asyncpg gives an error of the server's only with its end."""
+    if isinstance(error, asyncpg.PostgresError):
+        return isinstance(error, asyncpg.PostgresConnectionError)
+    return not isinstance(error, StoreUnavailable | ValueError | OverflowError)  # those of values that cannot be sent
 
 
 def unavailable(error: Exception) -> StoreUnavailable:

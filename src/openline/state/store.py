@@ -199,7 +199,8 @@ class Store(Protocol):
     """Keeps turns and conversations. Every call about one takes the owner first: another owner's id is an unknown id.
 
     When a call that writes returns, it has been committed. Every call raises `StoreUnavailable` if the store
-    cannot be used; of a write then nothing was kept, unless the connection to a database server was lost over it.
+    cannot be used; of a turn, a conversation or items then nothing was kept, unless the message says that this is not
+    known: docs/adr/0012.
     """
 
     async def open(self) -> None:
