@@ -7,14 +7,17 @@ import socket
 import ssl
 import subprocess
 from contextlib import aclosing
+from typing import get_args
 
 import msgspec
 import pytest
+from openai.types.responses import Tool
 
 from engines.fake_upstream import fake_upstream
 from engines.one_turn import CHUNKS, engine_for, failed, generation, played, refuse, whole_stream
 from openline.config import ConfigError, UpstreamSettings
 from openline.engines.chat import ChatEngine
+from openline.engines.chat_tools import HOSTED
 from openline.engines.engine import EngineRequest, Model
 from openline.engines.upstream_session import proxy_of
 from openline.protocol.deltas import Ended, TextDelta
@@ -506,3 +509,25 @@ def test_dropped_tools_are_warned_of_once(caplog):
     request = EngineRequest(create, b"", EMPTY.extend(read_input(create)), "m")
     assert [engine.prepare(request).dropped_tools for _ in range(3)] == [("web_search",)] * 3
     assert caplog.text.count("web_search") == 1
+
+
+def test_what_a_client_calls_its_tool_stays_out_of_the_log(caplog):
+    """Of a type that is not known nothing is said but that (guarantees, "Secrets and zero retention")."""
+    engine = ChatEngine(UpstreamSettings(name="gpu-1", url="http://127.0.0.1:1/v1"), show_detail=True)
+    for kind in ("CANARY", "CANARY 2"):
+        fields = {"model": "m", "input": "Hi", "tools": [{"type": kind}]}
+        create = read_http_create(msgspec.json.encode(fields))
+        engine.prepare(EngineRequest(create, b"", EMPTY.extend(read_input(create)), "m"))
+    assert caplog.text.count("tools of type unknown are dropped") == 1
+    assert "CANARY" not in caplog.text
+
+
+def test_every_hosted_tool_has_its_name_in_the_log():
+    """Source: openai-python, `Tool`."""
+    kinds = {
+        kind
+        for tool in get_args(get_args(Tool)[0])
+        for kind in get_args(tool.model_fields["type"].annotation)
+        if kind not in {"function", "custom", "namespace"}
+    }
+    assert kinds == HOSTED

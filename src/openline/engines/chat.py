@@ -13,6 +13,7 @@ from openline.engines.about import About, Inquiry
 from openline.engines.chat_calls import BadStreamError
 from openline.engines.chat_deltas import ChatDeltas, ErrorChunkError
 from openline.engines.chat_request import ChatRequest, encode_request
+from openline.engines.chat_tools import HOSTED
 from openline.engines.chat_window import Window
 from openline.engines.counting import count_chat
 from openline.engines.engine import EngineRequest, Model
@@ -98,10 +99,10 @@ class ChatEngine:
         await self._upstream.close()
 
     def _warn_once(self, tool_type: str) -> None:
-        # Types come from clients, so what is remembered of them has a bound.
-        if tool_type not in self._warned and len(self._warned) < 100:
-            self._warned.add(tool_type)
-            logger.warning("tools of type %r are dropped: upstream %s cannot do them", tool_type[:64], self.name)
+        named = tool_type if tool_type in HOSTED else "unknown"
+        if named not in self._warned:
+            self._warned.add(named)
+            logger.warning("tools of type %s are dropped: upstream %s cannot do them", named, self.name)
 
 
 class ChatGeneration:

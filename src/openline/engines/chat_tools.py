@@ -21,6 +21,12 @@ from openline.protocol.errors import ProtocolError
 from openline.protocol.items import wrong_type
 
 NAME_CHARS_MAX: Final = 64  # Chat Completions reference, "function.name"
+# What may be said of a dropped tool in the log: its type is what its client wrote, and that may be anything.
+HOSTED: Final = frozenset(
+    {"apply_patch", "code_interpreter", "computer", "computer_use_preview", "file_search", "image_generation"}
+    | {"local_shell", "mcp", "programmatic_tool_calling", "shell", "tool_search", "web_search"}
+    | {"web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"}
+)
 CUSTOM_ARGUMENT: Final = "input"
 _CACHED_TOOLSETS_MAX: Final = 128  # agents send the same tools every turn
 _CACHED_BYTES_MAX: Final = 256 * 1024
