@@ -20,7 +20,6 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
-#include <time.h>
 #include <unistd.h>
 
 struct orders {                  /* as in faulty_disk.py */
@@ -28,7 +27,7 @@ struct orders {                  /* as in faulty_disk.py */
     int32_t fsync_errno;
     int32_t write_errno;         /* 0: writes work */
     int32_t open_errno;          /* of opening for writing; 0: it works */
-    int32_t fsync_milliseconds;  /* how long each takes */
+    int32_t fsync_waits;         /* as long as it is not 0 */
     int32_t fsyncs;              /* counted here */
     int32_t failures;
 };
@@ -161,10 +160,8 @@ static int synced(int fd, int (*real)(int))
     if (!name)
         return real(fd);
     int32_t count = __atomic_add_fetch(&orders->fsyncs, 1, __ATOMIC_SEQ_CST);
-    if (orders->fsync_milliseconds) {
-        struct timespec time = {orders->fsync_milliseconds / 1000, orders->fsync_milliseconds % 1000 * 1000000L};
-        nanosleep(&time, NULL);
-    }
+    while (__atomic_load_n(&orders->fsync_waits, __ATOMIC_SEQ_CST))
+        usleep(1000);
     int fails = orders->fsync_fails_every && count % orders->fsync_fails_every == 0;
     int outcome = fails ? refused(orders->fsync_errno) : real(fd);
     int error = errno;

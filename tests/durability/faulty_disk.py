@@ -29,7 +29,7 @@ class Orders(ctypes.Structure):
             "fsync_errno",
             "write_errno",
             "open_errno",
-            "fsync_milliseconds",
+            "fsync_waits",
             "fsyncs",
             "failures",
         )
@@ -42,14 +42,14 @@ class Orders(ctypes.Structure):
             return cls.from_buffer(mmap.mmap(file.fileno(), 0))
 
     def obey(
-        self, *, fsync_fails_every: int = 0, write_errno: int = 0, open_errno: int = 0, fsync_milliseconds: int = 0
+        self, *, fsync_fails_every: int = 0, write_errno: int = 0, open_errno: int = 0, fsync_waits: bool = False
     ) -> None:
         """Do this, and nothing of what was ordered before."""
         self.fsync_errno = errno.EIO
         self.fsync_fails_every = fsync_fails_every
         self.write_errno = write_errno
         self.open_errno = open_errno
-        self.fsync_milliseconds = fsync_milliseconds
+        self.fsync_waits = fsync_waits
 
 
 class FaultyDisk:
