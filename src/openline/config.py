@@ -20,7 +20,7 @@ from msgspec import Meta
 Seconds = Annotated[float, Meta(gt=0)]
 Count = Annotated[int, Meta(ge=1)]
 _PRINTABLE: Final = r"^[^\x00-\x1f\x7f]*\Z"  # it stands in log lines
-EngineKind = Literal["chat", "responses", "gguf", "scripted"]
+EngineKind = Literal["chat", "responses", "responses+ws", "gguf", "scripted"]
 ServerKind = Literal["generic", "vllm", "sglang", "llama.cpp", "ollama", "lmstudio", "openai", "mistral", "groq"]
 ModelFamily = Literal["generic", "qwen", "gemma", "gpt-oss", "minimax", "mistral"]
 SystemRole = Literal["system", "developer", "user"]
@@ -162,6 +162,8 @@ class UpstreamSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     retry_after_seconds_max: Annotated[float, Meta(ge=0)] = 2.0  # agents on a socket have no retry of their own
     context_tokens: Count = 32_768  # an agent's instructions and tools take 10 000; each costs memory, 64 KB and more
     slots: Annotated[int, Meta(ge=1, le=256)] = 4
+    sockets_max: Count = 1024  # responses+ws: one for each conversation; a server may refuse more than it has room for
+    socket_idle_seconds: Seconds = 900.0  # responses+ws: an agent's tool may run for minutes
     gpu_layers: Annotated[int, Meta(ge=-1)] = -1
     first_delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time before the first delta
     delta_seconds: Annotated[float, Meta(ge=0)] = 0.0  # scripted: time between deltas
@@ -207,8 +209,8 @@ _ENV_PREFIX: Final = "OPENLINE_"
 _ENV_SECTIONS: Final = {"server": ServerSettings, "limits": LimitSettings, "store": StoreSettings}
 _ENV_NOT: Final = frozenset({"url"})  # the store's: it has its flag's name, OPENLINE_STORE
 _ENV_LISTS: Final = frozenset({"allowed_origins"})  # several, apart by blanks
-_SPEC_KINDS: Final = ("chat", "responses", "gguf", "scripted")
-_URL_KINDS: Final = frozenset({"chat", "responses"})
+_SPEC_KINDS: Final = ("chat", "responses", "responses+ws", "gguf", "scripted")
+_URL_KINDS: Final = frozenset({"chat", "responses", "responses+ws"})
 
 
 def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
@@ -251,14 +253,14 @@ def load(path: Path | None, environ: Mapping[str, str], flags: Mapping[str, Any]
 
 
 def parse_upstream(spec: str) -> UpstreamSettings:
-    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `gguf:PATH`, `scripted:` or `scripted:PATH`.
+    """An upstream from its SPEC: `chat:URL`, `responses:URL`, `responses+ws:URL`, `gguf:PATH`, `scripted:` or `scripted:PATH`.
 
     Raises:
         ConfigError: the SPEC is not of that form.
     """
     kind, colon, rest = spec.partition(":")
     if not colon or kind not in _SPEC_KINDS:
-        expected = "expected chat:URL, responses:URL, gguf:PATH or scripted:"
+        expected = "expected chat:URL, responses:URL, responses+ws:URL, gguf:PATH or scripted:"
         raise ConfigError(f"--upstream is '{spec}': {expected}.")
     return UpstreamSettings(kind=kind, url=rest.rstrip("/") if kind in _URL_KINDS else rest)
 

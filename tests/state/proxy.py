@@ -24,6 +24,7 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._port = 0
         self.connections = 0  # that were made, ever
+        self.bytes = 0  # that clients have sent
         self.cut_at: bytes | None = None
         self.lost_at: bytes | None = None
 
@@ -88,6 +89,7 @@ class Proxy:
         with suppress(OSError):
             while data := await reader.read(65536):
                 await self._flows.wait()
+                self.bytes += len(data)
                 if self.cut_at is not None and self.cut_at in data:
                     self.cut_at = None
                     break

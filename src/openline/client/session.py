@@ -133,6 +133,7 @@ class Session:
         resume: bool = False,
         on_lost: OnLost | None = None,
         past: Past | None = None,
+        extra_body: Mapping[str, Any] | None = None,
         **fields: Any,
     ) -> ResponseStream:
         """A turn. Nothing is sent before its first event, or its response, is asked for.
@@ -145,6 +146,8 @@ class Session:
                 server has it, with all its events, and send the create only where it has not.
             on_lost: as in the settings, for this turn.
             past: what the turn goes on from, for a caller that keeps conversations itself; `history` is left alone then.
+            extra_body: more fields of the create, whatever their names: those that a server knows beyond the API, and those that
+                were chosen elsewhere and could be taken for arguments of this call.
             fields: every other field of a create; None leaves it out. `previous_response_id` begins a conversation anew,
                 behind that response, or, as None, behind nothing.
 
@@ -157,7 +160,7 @@ class Session:
             raise OpenlineError("The session is closed: connect another.")
         previous: object = fields.pop("previous_response_id", _UNGIVEN)
         asked = encode_items(input)
-        sent = checked({"model": self._model, **fields, "tools": tools})
+        sent = checked({"model": self._model, **fields, "tools": tools, **(extra_body or {})})
         history = self._history_for(previous, past, in_conversation="conversation" in sent)
         key = f"key_{self._chance.getrandbits(128):032x}" if idempotency_key is None else idempotency_key
         if not _KEY.match(key):
@@ -165,7 +168,12 @@ class Session:
             raise OpenlineError(f"idempotency_key: expected {expected}.")
         # A history that holds nothing yet is false, and still the one to go on from.
         goes_on_from = next(each for each in (past, history, History()) if each is not None)
-        loops = self._loops or goes_on_from.response_id is not None or bool(tools) or fields.get("generate") is False
+        loops = (
+            self._loops
+            or goes_on_from.response_id is not None
+            or bool(sent.get("tools"))
+            or sent.get("generate") is False
+        )
         create = Create(sent, asked, goes_on_from, key, resume, on_lost or self._settings.on_lost, loops)
 
         turn = Turn(create, self._connections, self._settings, self._chance)

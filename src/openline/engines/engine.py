@@ -20,12 +20,14 @@ class EngineRequest(msgspec.Struct, frozen=True):
         body: the request's JSON as it came, for engines that pass on fields we do not read.
         context: the whole ordered context, this turn's input included.
         model: the name that this upstream knows the model by.
+        owner: whose conversation it is; empty where there is one owner only.
     """
 
     create: Create
     body: str | bytes
     context: Context
     model: str
+    owner: str = ""
 
 
 class Model(msgspec.Struct, frozen=True):

@@ -11,6 +11,7 @@ from openline.engines.chat import ChatEngine
 from openline.engines.engine import Engine
 from openline.engines.gguf import GgufEngine
 from openline.engines.responses import ResponsesEngine
+from openline.engines.responses_socket import ResponsesSocketEngine
 from openline.engines.router import Router, Upstream
 from openline.engines.scripted import ScriptedEngine
 from openline.engines.tiny import URL as TINY_URL
@@ -37,6 +38,8 @@ def open_engine(settings: UpstreamSettings, *, show_detail: bool) -> Engine:
             return ChatEngine(settings, show_detail=show_detail)
         case "responses":
             return ResponsesEngine(settings, show_detail=show_detail)
+        case "responses+ws":
+            return ResponsesSocketEngine(settings, show_detail=show_detail)
         case "gguf":
             make = TinyEngine if settings.url == TINY_URL else GgufEngine
             return make(settings, show_detail=show_detail)

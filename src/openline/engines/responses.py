@@ -48,14 +48,15 @@ class ItemsProjection:
 
     def extend(self, state: SharedBytes, items: Sequence[Item]) -> SharedBytes:
         """The items behind, as they are; only reasoning needs a look."""
-        encoded = [raw for raw in map(_encoded, items) if raw]
+        encoded = [raw for raw in map(encoded_item, items) if raw]
         if not encoded:
             return state
         joined = b",".join(encoded)
         return state.append(b"," + joined if len(state) else joined)
 
 
-def _encoded(item: Item) -> bytes:
+def encoded_item(item: Item) -> bytes:
+    """An item as the upstream takes it; empty where it is nothing to an upstream that stores nothing."""
     if item.type != "reasoning":
         return item.raw
     fields = _fields.decode(item.raw)
@@ -70,6 +71,18 @@ def _encoded(item: Item) -> bytes:
 
 def _is_given(fields: dict[str, msgspec.Raw], name: str) -> bool:
     return bytes(fields.get(name, b"null")) not in {b"null", b"[]", b'""'}
+
+
+def passed_on(request: EngineRequest) -> dict[str, msgspec.Raw]:
+    """The fields of a create that are the upstream's business, as they came."""
+    fields = {
+        name: value
+        for name, value in _fields.decode(request.body).items()
+        if name not in _NOT_PASSED_ON and bytes(value) != b"null"
+    }
+    if request.create.wants_timings:  # ours, which other servers would refuse
+        fields["include"] = msgspec.Raw(_encoder.encode([*filter(_is_not_ours, request.create.include or ())]))
+    return fields
 
 
 class ResponsesEngine:
@@ -88,16 +101,14 @@ class ResponsesEngine:
     def __repr__(self) -> str:
         return f"<ResponsesEngine {self._upstream!r}>"
 
+    @property
+    def upstream(self) -> Upstream:
+        """The server that it speaks to."""
+        return self._upstream
+
     def prepare(self, request: EngineRequest) -> ResponsesGeneration:
         """The request with the whole context as its input."""
-        passed_on = {
-            name: value
-            for name, value in _fields.decode(request.body).items()
-            if name not in _NOT_PASSED_ON and bytes(value) != b"null"
-        }
-        if request.create.wants_timings:  # ours, which other servers would refuse
-            passed_on["include"] = msgspec.Raw(_encoder.encode([*filter(_is_not_ours, request.create.include or ())]))
-        head = _encoder.encode({"model": request.model, "stream": True, "store": False, **passed_on})
+        head = _encoder.encode({"model": request.model, "stream": True, "store": False, **passed_on(request)})
         items = bytes(request.context.project(ItemsProjection()))
         return ResponsesGeneration(self._upstream, b'%b,"input":[%b]}' % (head[:-1], items))
 

@@ -73,6 +73,10 @@ class SharedBytes:
     def __bytes__(self) -> bytes:
         return bytes(memoryview(self._buffer)[: self._end])
 
+    def slice(self, start: int, end: int) -> bytes:
+        """The bytes from `start` up to `end`, of which neither may be negative."""
+        return bytes(memoryview(self._buffer)[start : min(end, self._end)])
+
     def __repr__(self) -> str:
         return f"<SharedBytes {self._end} of {len(self._buffer)} bytes>"
 

@@ -198,7 +198,7 @@ async def find(request: TurnRequest, parts: Parts) -> Found:
     if not model:
         raise ProtocolError("missing_required_parameter", "'model' is missing: expected a model's name.", param="model")
     engine, upstream_model = parts.router.route(model)
-    engine_request = EngineRequest(create, request.body, context, upstream_model)
+    engine_request = EngineRequest(create, request.body, context, upstream_model, request.owner)
     return Found(before, context, parent, model, engine, engine_request, sums_up)
 
 
