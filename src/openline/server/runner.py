@@ -104,8 +104,20 @@ async def _serve(config: Config, listening: socket.socket, on_started: Callable[
         await Server(uvicorn_config(config, app), on_started, app.drain).serve(sockets=[listening])
 
 
-def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App, Registry]:
+def build(
+    config: Config,
+    router: Router,
+    store: Store,
+    hook: Hook,
+    *,
+    unix_time: Callable[[], float] = time.time,
+    new_id: Callable[[str], str] = new_id,
+) -> tuple[App, Registry]:
     """The app over its three seams, and the registry of its turns, to be closed before them.
+
+    Args:
+        unix_time: the wall clock, in seconds.
+        new_id: makes an unguessable id with a prefix.
 
     Raises:
         ConfigError: the sealing key cannot be used.
@@ -116,7 +128,7 @@ def build(config: Config, router: Router, store: Store, hook: Hook) -> tuple[App
         router=router,
         store=store,
         hook=hook,
-        unix_time=time.time,
+        unix_time=unix_time,
         new_id=new_id,
         created_wait_seconds_max=limits.created_wait_seconds_max,
         keepalive_seconds=limits.keepalive_seconds,

@@ -81,7 +81,7 @@ class Socket:
         self._window = Window(limits.send_buffer_bytes_max)
         self._group: asyncio.TaskGroup
         self._running: dict[str | None, Attachment] = {}  # what runs, or is read again, by lane
-        self._deliveries: set[asyncio.Task[None]] = set()
+        self._deliveries: dict[asyncio.Task[None], None] = {}  # in order, so that a run can be repeated
         self._delivering: dict[str | None, asyncio.Task[None]] = {}  # what runs, by lane
         self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
         self._idle = asyncio.Event()
@@ -334,8 +334,8 @@ class Socket:
 
     def _spawn(self, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
         task = self._group.create_task(work)
-        self._deliveries.add(task)
-        task.add_done_callback(self._deliveries.discard)
+        self._deliveries[task] = None
+        task.add_done_callback(self._deliveries.pop)
         return task
 
     def _warm(self, stream_id: str | None, turn: Turn) -> None:

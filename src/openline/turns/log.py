@@ -14,8 +14,8 @@ from typing import Any, Final, Self
 
 from openline.protocol.errors import ProtocolError
 
-# How far an observer may be behind the client before it is cut off. Readers wake in no order, so one that is not
-# slow at all is behind by what was written last.
+# How far an observer may be behind the client before it is cut off. One that is not slow at all is behind by
+# what was written last, as the client may have woken first.
 LAG_BYTES_MAX: Final = 1024 * 1024
 _BEHIND_EVERY_EVENT: Final = 2**62
 
@@ -95,7 +95,7 @@ class TurnLog:
         self._on_abandoned = on_abandoned
         self._kept_bytes_max = kept_bytes_max
         self.kept_bytes = 0  # counted only where some are to be kept
-        self._readers: set[LogReader] = set()
+        self._readers: dict[LogReader, None] = {}  # in the order of their coming, so that a run can be repeated
         self._delivering: LogReader | None = None
         self._held_up: asyncio.Future[None] | None = None  # the writer, by the window
         self.closing = False  # the response is being kept: too late to cancel
@@ -223,14 +223,14 @@ class TurnLog:
 
     def attach(self, reader: LogReader) -> int:
         """A reader has come; its cursor."""
-        self._readers.add(reader)
+        self._readers[reader] = None
         return self._first
 
     def detach(self, reader: LogReader) -> None:
         """A reader has gone; the last one to leave a running turn abandons it."""
         if reader not in self._readers:
             return
-        self._readers.discard(reader)
+        del self._readers[reader]
         if reader.delivering:
             self._left = True
             self._delivering = None
