@@ -354,10 +354,11 @@ class Socket:
         with suppress(ClientGone):
             await self._give_back(left, "The lane went on without it.")
             try:
-                await attachment.admitted()
-                if not attachment.is_new:
-                    await self._give_back(steers, "The create that was to bring it along was sent before.")
-                    steers = ()
+                if attachment.turn.key is not None:
+                    await attachment.admitted()
+                    if not attachment.is_new:
+                        await self._give_back(steers, "The create that was to bring it along was sent before.")
+                        steers = ()
                 while events := await attachment.reader.read():
                     for piece in _pieces(events) if attachment.turn.log.is_kept else (events,):
                         await self._write([frame(event, stream_id) for event in piece])
@@ -369,7 +370,8 @@ class Socket:
                     await self._refuse(refusal, stream_id)
                 await self._give_back_refused(steers, refusal)
             del self._running[stream_id], self._delivering[stream_id]
-            attachment.leave()  # before anything else can become the latest of its lane
+            if attachment.turn.key is not None:
+                attachment.leave()  # before anything else can become the latest of its lane
             self._connection.end_turn(stream_id, await self._successor(attachment))
             await self._start_turns()
 

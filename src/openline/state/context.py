@@ -69,12 +69,16 @@ class ContextNode:
         Raises:
             ProtocolError: an output differs from the one that its call has, or answers a call that nobody made.
         """
+        if any(item.call_id is not None for item in items):
+            items = self._without_repeats(items)
+        return ContextNode(self, items) if items else self
+
+    def _without_repeats(self, items: Sequence[Item]) -> Sequence[Item]:
         start = _summary_at(items)
         if start is None:
-            items = without_repeats(items, self.open_calls, lambda: answers_in(self.items()))
-        else:  # nothing before the summary is read any more
-            items = [*items[:start], *without_repeats(items[start:], OpenCalls(), dict)]
-        return ContextNode(self, items) if items else self
+            return without_repeats(items, self.open_calls, lambda: answers_in(self.items()))
+        # Nothing before the summary is read any more.
+        return [*items[:start], *without_repeats(items[start:], OpenCalls(), dict)]
 
     def items(self) -> Iterator[Item]:
         """Every item, oldest first."""

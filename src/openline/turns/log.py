@@ -94,6 +94,7 @@ class TurnLog:
         self._window = window
         self._on_abandoned = on_abandoned
         self._kept_bytes_max = kept_bytes_max
+        self.is_kept = kept_bytes_max > 0  # so that it can be read again
         self.kept_bytes = 0  # counted only where some are to be kept
         self._readers: dict[LogReader, None] = {}  # in the order of their coming, so that a run can be repeated
         self._delivering: LogReader | None = None
@@ -121,13 +122,12 @@ class TurnLog:
         if self._kept_bytes_max:
             self._trim_to_limit()  # before these come, so that who keeps up can read them, however large they are
             self.kept_bytes += sum(map(len, events))
-        start = len(self)
         self._events.extend(events)
         if self._left:
             self._trim(len(self))  # nobody holds the writer up any more, so observers keep up or are cut off
         if self._window is not None:
-            wanted = events if self._delivered <= start else events[self._delivered - start :]
-            self._window.add(sum(map(len, wanted)))
+            seen = self._delivered - self._first - len(self._events) + len(events)  # of these, before they came
+            self._window.add(sum(map(len, events[seen:] if seen > 0 else events)))
         if last is not None:
             self.response = last
             self.ended = True
@@ -185,7 +185,7 @@ class TurnLog:
             self._delivering.delivering = False
         reader = self.deliver(after)
         self._left, self._window = False, window
-        window.add(self._bytes(reader.cursor, len(self)))
+        window.add(self._undelivered())
         return reader
 
     def observe(self, after: int | None = None) -> LogReader:
@@ -200,11 +200,6 @@ class TurnLog:
     def first(self) -> int:
         """The number of the first event that is kept."""
         return self._first
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether it can be read again."""
-        return self._kept_bytes_max > 0
 
     @property
     def is_whole(self) -> bool:
@@ -240,7 +235,7 @@ class TurnLog:
 
     def _give_window_back(self) -> None:
         if self._window is not None:
-            self._window.add(-self._bytes(self._delivered, len(self)))
+            self._window.add(-self._undelivered())
             self._window = None
             _wake(self._held_up)  # other turns may keep that window shut
 
@@ -290,8 +285,12 @@ class TurnLog:
         self._first += count
 
     def _bytes(self, start: int, end: int) -> int:
-        """Of the events between these two numbers, as far as they are kept."""
-        return sum(map(len, self._events[max(0, start - self._first) : max(0, end - self._first)]))
+        """Of the events between these two numbers, which are kept."""
+        return sum(map(len, self._events[start - self._first : end - self._first]))
+
+    def _undelivered(self) -> int:
+        """The bytes that wait for the client, as far as they are kept."""
+        return sum(map(len, self._events[max(0, self._delivered - self._first) :]))
 
     def _wake(self) -> None:
         for reader in self._readers:
@@ -359,4 +358,5 @@ class LogReader:
 
     def wake(self) -> None:
         """Something was written."""
-        _wake(self._news)
+        if self._news is not None and not self._news.done():
+            self._news.set_result(None)

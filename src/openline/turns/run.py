@@ -275,7 +275,8 @@ async def _keep_and_announce(
             await keep_failed(turn, bound, response, error, parts)
         turn.error = error
         writer.end(response)
-        turn.tell_late()
+        if turn.log.is_kept:
+            turn.tell_late()
     return error
 
 
