@@ -209,6 +209,22 @@ async def test_a_parent_that_the_server_has_lost_is_sent_in_full_once_on_the_sam
 
 
 @in_virtual_time
+async def test_behind_a_refused_turn_everything_is_sent():
+    """It has taken its parent out of the connection's memory, so the increment would only be refused.
+
+    Source: WebSocket mode guide, "Failed continuations".
+    """
+    world = World(transport="websocket")
+    async with world.session:
+        await world.turn(store=False)
+        world.server.refusals.append(Refusal(400, "invalid_value"))
+        with pytest.raises(Refused):
+            await world.turn("Wrong.", store=False)
+        await world.turn("More.", store=False)
+    assert [len(frame["input"]) for frame in world.frames] == [1, 1, 3]
+
+
+@in_virtual_time
 async def test_a_parent_that_only_the_server_knew_is_refused_when_it_is_lost():
     """There is nothing more to send: one resend, and the server's word goes to the app."""
     world = World(transport="websocket")
@@ -558,6 +574,26 @@ async def test_a_loop_that_is_left_cancels_its_turn():
     cut = world.server.generations[0]
     assert cut.events[-1]["type"] == "response.incomplete"
     assert len(cut.events) < 20
+
+
+@pytest.mark.parametrize("knows_keys", [True, False])
+@in_virtual_time
+async def test_a_loop_that_is_left_at_the_last_event_leaves_nothing(knows_keys):
+    """Many loops end so: nothing is cancelled, and the socket stays."""
+    world = World(transport="websocket", knows_keys=knows_keys)
+    async with world.session as session:
+        for _ in range(2):
+            async for event in session.create(input="Hello.", store=False):
+                if event["type"] == "response.completed":
+                    break
+        stream = session.create(input="Hello.", store=False)
+        while (await anext(stream))["type"] != "response.completed":
+            assert not stream.is_ended
+        assert stream.is_ended
+        await world.turn("More.", store=False)
+    assert [frame["type"] for frame in world.frames] == ["response.create"] * 4
+    assert [len(frame["input"]) for frame in world.frames] == [1] * 4
+    assert len(world.network.lines) == 1
 
 
 @pytest.mark.parametrize("transport", ["websocket", "http"])

@@ -109,6 +109,7 @@ sys.path.insert(0, {tests!r})
 from client.fake_network import FakeDial, FakeServer
 from openline import connect_sync
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has taken away
 server = FakeServer(knows_keys=True, words=100_000)
 session = connect_sync("http://fake/v1", dial=FakeDial(server), transport="websocket")
 try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -17,9 +18,12 @@ over = pytest.mark.parametrize("transport", ["websocket", "http"])
 stored = pytest.mark.parametrize("store", [True, False], ids=["stored", "unstored"])
 
 
-def session_with(server: Running, **options):
+@asynccontextmanager
+async def session_with(server: Running, **options):
+    """A session, and a limit on how long all that is done with it may take."""
     options = {"model": "scripted-text", **options}
-    return connect(f"{server.url}/v1", **options)
+    async with asyncio.timeout(10), connect(f"{server.url}/v1", **options) as session:
+        yield session
 
 
 def said(turn):

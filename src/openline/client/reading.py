@@ -27,6 +27,7 @@ class Reading:
         response_id: the response's; None before its first event.
         final: the response as its terminal event has it; None before that.
         end: the response as a look-up found it ended; None before that.
+        is_closed_here: no server has told its end.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Reading:
         self.response_id: str | None = None
         self.final: Response | None = None
         self.end: Response | None = None
+        self.is_closed_here = False
         self._count = 0
         self._numbers = True
         self._fold: Fold | None = Fold()
@@ -73,7 +75,8 @@ class Reading:
         if response_id is not None:
             self._latest = event["response"]
         if event["type"] in TERMINAL_EVENTS:
-            self.final = event["response"]
+            self.final = final = event["response"]
+            final.setdefault("status", event["type"].rpartition(".")[2])
         return True
 
     def fail(self, refusal: Refusal) -> None:
@@ -105,6 +108,7 @@ class Reading:
             output = [_cut(item) for item in response.get("output") or ()]
             details = {"reason": "cancelled"}
             self.final = {**response, "status": "incomplete", "incomplete_details": details, "output": output}
+            self.is_closed_here = True
 
     def snapshot(self) -> Response | None:
         """The response as far as it was seen; None if nothing was."""

@@ -109,7 +109,7 @@ class Session:
         self._running: ResponseStream | None = None
         self._is_closed = False
         self._has_run = False
-        self._store_forgets = False  # a stored response was lost: from then on what is not held is sent again
+        self._store_forgets = False  # a stored response was lost: from then on what is not held goes out again
 
     def __repr__(self) -> str:
         return f"<Session {self.id} {self._connections!r} {self.history!r}>"
@@ -227,6 +227,7 @@ class Session:
         self._store_forgets = self._store_forgets or turn.lost_parent
         if history is not None and response is not None:
             is_stored = create.is_stored and response.get("store") is not False and not self._store_forgets
+            is_stored = is_stored and not turn.reading.is_closed_here
             history.add(map(msgspec.Raw, create.asked), response, is_stored=is_stored)
             self.history = history
 

@@ -182,10 +182,10 @@ class ResponseStream:
         finally:
             self._is_pulling = False
             self._pulled.set()
-        if event is None:
-            self._finish(None)
-        elif shown:
+        if event is not None and shown:
             self._turn.was_shown = True
+        if event is None or self._turn.reading.final is not None:
+            self._finish(None)
         return event
 
     async def _pull(self) -> Event | None:
@@ -195,7 +195,10 @@ class ResponseStream:
         if self._events is None:
             self._events = self._turn.events()
         try:
-            return await anext(self._events, None)
+            event = await anext(self._events, None)
+            if self._turn.reading.final is not None:
+                await self._events.aclose()  # whoever stops at the last event has left nothing
+            return event
         except BaseException:
             self._events = None  # a generator ends so; where reading was interrupted another one goes on from there
             raise
