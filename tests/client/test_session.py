@@ -820,19 +820,21 @@ async def test_events_that_are_no_longer_held_are_missing_and_the_end_is_told():
 
 
 @in_virtual_time
-async def test_a_late_first_form_is_found_by_its_key():
-    """The first create was thought lost, so it went out again in full; the first arrived in between, and has the key."""
-    faults = [Fault(), Fault(late_seconds=0.004, cut_after=0)]
-    world = World(*faults, transport="websocket", words=3)
+async def test_a_first_form_that_was_only_late_is_found_by_its_key():
+    """The line broke, so the create went out again, in full; the first one arrived in between, and has the key."""
+    world = World(Fault(), Fault(late_seconds=0.01), transport="websocket")
     async with world.session:
         await world.turn(store=False)
-        world.network.lines[0].fault = Fault(late_seconds=0.003)
-        stream = world.session.create(input="More.", store=False)
-        reading = asyncio.create_task(stream.response())
-        await asyncio.sleep(0.0005)
-        world.network.lines[0].cut()
+        first = world.network.lines[0]
+        first.fault = Fault(late_seconds=0.015)
+        reading = asyncio.create_task(world.turn("More.", store=False))
+        while len(first.sent) < 2:
+            await asyncio.sleep(0.0001)
+        first.cut()
         response = await reading
     assert response["status"] == "completed"
+    assert [len(frame["input"]) for frame in world.network.lines[1].sent] == [1, 3]
+    assert [path.split("?")[0] for path in world.network.paths] == ["GET /responses", "GET /responses/resp_1"]
     assert len(world.server.generations) == 2
 
 
