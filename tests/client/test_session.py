@@ -820,6 +820,41 @@ async def test_events_that_are_no_longer_held_are_missing_and_the_end_is_told():
 
 
 @in_virtual_time
+async def test_a_turn_that_another_process_runs_is_waited_for():
+    """However long it takes: a server that says so is asked for its end, less and less often."""
+    world = World(transport="http", words=30_000)  # five minutes
+    async with world.session as session:
+        stream = session.create(input="Hello.", idempotency_key="mine")
+        await anext(stream)
+        stream.detach()
+    world.server.generations[0].first_kept = 100_000  # as one whose events are elsewhere
+    async with connect("http://fake/v1", dial=world.network, history=History()) as session:
+        response = await session.create(input="Hello.", idempotency_key="mine", resume=True).response()
+    assert response["id"] == "resp_0"
+    assert len(world.server.generations) == 1
+    assert len(world.network.paths) < 100
+
+
+@pytest.mark.parametrize("transport", ["websocket", "http"])
+@in_virtual_time
+async def test_a_turn_that_was_found_and_then_lost_is_run_again(transport):
+    """What the look-up found of it died with its server: nothing of it was shown, so the other one is the turn."""
+    world = World(transport=transport, words=100)
+    async with world.session as session:
+        stream = session.create(input="Hello.", idempotency_key="mine")
+        await anext(stream)
+        stream.detach()
+    lost_after_the_look_up = FakeDial(world.server, [Fault(), Fault(crash_after=0)])
+    other = connect("http://fake/v1", dial=lost_after_the_look_up, transport=transport, history=History([HELLO]))
+    async with other as session:
+        stream = session.create(input="Hello.", idempotency_key="mine", resume=True)
+        events = [event async for event in stream]
+        assert stream.restarts == 0
+    assert events == world.server.generations[1].events
+    assert len(world.server.generations) == 2
+
+
+@in_virtual_time
 async def test_a_first_form_that_was_only_late_is_found_by_its_key():
     """The line broke, so the create went out again, in full; the first one arrived in between, and has the key."""
     world = World(Fault(), Fault(late_seconds=0.01), transport="websocket")
@@ -828,7 +863,7 @@ async def test_a_first_form_that_was_only_late_is_found_by_its_key():
         first = world.network.lines[0]
         first.fault = Fault(late_seconds=0.015)
         reading = asyncio.create_task(world.turn("More.", store=False))
-        while len(first.sent) < 2:
+        while len(first.sent) < 2:  # noqa: ASYNC110 - the model of a network has no event for it
             await asyncio.sleep(0.0001)
         first.cut()
         response = await reading

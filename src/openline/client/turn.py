@@ -256,6 +256,8 @@ class Turn:
 
     def _send(self, after: int | None) -> AsyncGenerator[Event, None]:
         again = self._sent.may_run
+        if not self.reading.has_begun:
+            self.reading = Reading()  # a response that a look-up found may be gone, and another one come of this
         if self._over() == "websocket":
             return self._attempts.over_socket(self._built, after, again=again)
         return self._attempts.over_http(self._built(None))
@@ -332,6 +334,10 @@ class Turn:
         match broken.broke:
             case What.NOT_HELD if self._connections.has_extensions:
                 self._sent = self._sent._replace(may_run=False)
+                if not self.reading.has_begun:
+                    self._sent = self._sent._replace(is_trimmed=False)
+            case What.RUNS_ON:
+                self._tries.runs_on()
             case What.TOO_BIG if not self.reading.has_begun:
                 self._sent = self._sent._replace(may_run=False)  # it was the create
             case CreateRefused(refusal) if refusal.code == "resume_window_exceeded":
@@ -362,17 +368,27 @@ class Turn:
 
 
 class Tries:
-    """How often and how long it was tried since something new came."""
+    """How often and how long it was tried since something new came.
+
+    Attributes:
+        count: how often, so that it is tried less and less often.
+    """
 
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
+        self._failed = 0
         self._refused = 0
         self._until: float | None = None
         self.count = 0
 
     def progress(self) -> None:
         """Something new came."""
-        self.count, self._refused, self._until = 0, 0, None
+        self.count = 0
+        self.runs_on()
+
+    def runs_on(self) -> None:
+        """The server says that the turn runs: so long it may be asked, as it is the server's to bound how long that is."""
+        self._failed, self._refused, self._until = 0, 0, None
 
     def next(self, *, was_refused: bool) -> tuple[bool, bool]:
         """Count one more: whether it may be tried at all, and whether again after a refusal."""
@@ -380,6 +396,7 @@ class Tries:
         if self._until is None:
             self._until = now + self._settings.recovery_seconds_max
         self.count += 1
+        self._failed += 1
         self._refused += was_refused
-        may_try = self.count <= self._settings.tries_max and now < self._until
+        may_try = self._failed <= self._settings.tries_max and now < self._until
         return may_try, may_try and self._refused <= self._settings.refused_tries_max
