@@ -14,15 +14,21 @@ from openai.types.responses import ResponseFunctionToolCall, ResponseOutputMessa
 
 import openline
 from openline import (
+    RUN,
+    STOP,
     ClientSettings,
     ConnectionLost,
     History,
+    Ledger,
     OpenlineError,
+    Output,
     Refused,
     ResponseStream,
+    RunResult,
     Session,
     SyncResponseStream,
     SyncSession,
+    ToolCall,
     ToolOutcomeUnknown,
     TurnFailed,
 )
@@ -103,3 +109,55 @@ async def errors(stream: ResponseStream) -> None:
         assert_type(unknown.call, dict[str, Any])
     except OpenlineError:
         pass
+
+
+@openline.tool
+def plain(a: int) -> str:
+    """A tool."""
+    return str(a)
+
+
+@openline.tool(idempotent=True, timeout_seconds=3.0, name="other", description="Another.")
+async def noted(a: int, call: ToolCall) -> dict[str, str]:
+    """A tool that says more."""
+    return {"key": call.key, "name": call.name, "session": call.session_id}
+
+
+async def agents(session: Session, ledger: Ledger, blocking: SyncSession) -> None:
+    """The loop, with every argument; tools stay the functions that they are."""
+    assert_type(plain(1), str)
+
+    def look(call: ToolCall) -> Output | openline.Unknown:
+        return Output(3) if call.arguments else RUN
+
+    async def ask(call: ToolCall) -> openline.Unknown:
+        return STOP if call.turn else RUN
+
+    result = await openline.run_tools(
+        session,
+        input="Go.",
+        tools=[plain, noted, {"type": "web_search"}],
+        ledger=ledger,
+        on_unknown=look,
+        on_progress=print,
+        on_tool_error="raise",
+        on_lost="raise",
+        parallel=False,
+        parallel_max=1,
+        tool_seconds_max=1.0,
+        calls_max=1,
+        turns_max=1,
+        output_bytes_max=1,
+        instructions="Be exact.",
+    )
+    assert_type(result, RunResult)
+    assert_type(result.text, str)
+    assert_type(result.usage, dict[str, int])
+    assert_type(result.response, dict[str, Any])
+    await openline.run_tools(session, tools=[plain], ledger=ledger, resume="sess_x", on_unknown=ask)
+    assert_type(blocking.run_tools(input="Go.", tools=[plain]), RunResult)
+    with Ledger("ledger.db") as opened:
+        assert_type(opened, Ledger)
+        opened.delete("sess_x")
+    await openline.run_tools(session, input="Go.", tools=[1])  # pyright: ignore[reportArgumentType]
+    await openline.run_tools(session, input="Go.", tools=[plain], on_unknown=3)  # pyright: ignore[reportArgumentType]

@@ -51,6 +51,7 @@ def connect(
         base_url: the API's root; with most servers it ends in `/v1`.
         api_key: goes out as a bearer token; None sends none.
         model: of creates that name none.
+        settings: what it bounds.
         transport: `auto` takes HTTP for a first create without tools and a socket from then on, and HTTP where a socket is
             refused; `websocket` and `http` force one.
         session_id: a name for the conversation; a random one unless given.
@@ -88,6 +89,7 @@ class Session:
     Attributes:
         id: the conversation's name here.
         history: what a full resend needs.
+        model: of creates that name none.
     """
 
     def __init__(
@@ -103,8 +105,8 @@ class Session:
         self.id = session_id
         self.history = history
         self._connections = connections
-        self._model = model
-        self._settings = settings
+        self.model = model
+        self.settings = settings
         self._chance = chance
         self._running: ResponseStream | None = None
         self._is_closed = False
@@ -160,7 +162,7 @@ class Session:
             raise OpenlineError("The session is closed: connect another.")
         previous: object = fields.pop("previous_response_id", _UNGIVEN)
         asked = encode_items(input)
-        sent = checked({"model": self._model, **fields, "tools": tools, **(extra_body or {})})
+        sent = checked({"model": self.model, **fields, "tools": tools, **(extra_body or {})})
         history = self._history_for(previous, past, in_conversation="conversation" in sent)
         key = f"key_{self._chance.getrandbits(128):032x}" if idempotency_key is None else idempotency_key
         if not _KEY.match(key):
@@ -174,11 +176,11 @@ class Session:
             or bool(sent.get("tools"))
             or sent.get("generate") is False
         )
-        create = Create(sent, asked, goes_on_from, key, resume, on_lost or self._settings.on_lost, loops)
+        create = Create(sent, asked, goes_on_from, key, resume, on_lost or self.settings.on_lost, loops)
 
-        turn = Turn(create, self._connections, self._settings, self._chance)
+        turn = Turn(create, self._connections, self.settings, self._chance)
         end = partial(self._ended, history, create, turn)
-        return ResponseStream(turn, idempotency_key=key, settings=self._settings, begin=self._begin, end=end)
+        return ResponseStream(turn, idempotency_key=key, settings=self.settings, begin=self._begin, end=end)
 
     async def close(self) -> None:
         """Cancel what runs, and close every connection."""
@@ -241,6 +243,6 @@ class Session:
             raise OpenlineError("previous_response_id: expected a response's id, or None.")
         if previous is not None and previous == self.history.response_id:
             return self.history
-        history = History(bytes_max=self._settings.history_bytes_max)
+        history = History(bytes_max=self.settings.history_bytes_max)
         history.restart(previous)
         return history

@@ -12,6 +12,8 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 from openline.client.connections import Over
 from openline.client.history import History
+from openline.client.run_result import RunResult
+from openline.client.run_tools import run_tools
 from openline.client.session import Session, connect
 from openline.client.stream import ResponseStream
 from openline.client.wire import Event, Response
@@ -103,6 +105,18 @@ def _sync_create(
     return called
 
 
+def _sync_run_tools(
+    run: Callable[Concatenate[Session, P], Coroutine[Any, Any, RunResult]],
+) -> Callable[Concatenate[SyncSession, P], RunResult]:
+    """`run_tools` with the same arguments, for a `SyncSession`."""
+
+    @wraps(run)
+    def called(session: SyncSession, /, *args: P.args, **kwargs: P.kwargs) -> RunResult:
+        return session.thread.call(run(session.session, *args, **kwargs))
+
+    return called
+
+
 class SyncSession:
     """One conversation; `connect_sync` makes it. Its names are those of `Session`.
 
@@ -144,6 +158,7 @@ class SyncSession:
         return self.session.has_extensions
 
     create = _sync_create(Session.create)
+    run_tools = _sync_run_tools(run_tools)
 
     def close(self) -> None:
         """Cancel what runs, close every connection, and end the thread; doing it again is harmless."""
