@@ -75,7 +75,11 @@ class Proxy:
     async def _serve(self, reader, writer):
         self.connections += 1
         self._serving.add(asyncio.current_task())
-        there, back = await asyncio.open_connection(*self._target)
+        try:
+            there, back = await asyncio.open_connection(*self._target)
+        except OSError:  # nobody listens there now, which is what the client has to see too
+            writer.transport.abort()
+            return
         self._writers |= {writer, back}
         answer_lost = asyncio.Event()
         try:
