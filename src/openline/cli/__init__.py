@@ -11,6 +11,7 @@ from openline import __version__
 from openline.cli.demo import demo
 from openline.cli.doctor import doctor
 from openline.cli.keys import keys
+from openline.cli.run import ResumingCommand, run
 from openline.cli.serve import serve
 from openline.cli.store import store
 
@@ -24,6 +25,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(demo)
+app.command(cls=ResumingCommand)(run)
 app.command()(doctor)
 app.add_typer(keys, name="keys")
 app.add_typer(store, name="store")
