@@ -91,15 +91,16 @@ class World:
         self.moment: Moment | None = None
         self.model = ModelServer(self.rng, self._happened)
         self.talkers = [
-            Talker(f"client-{n}", WAYS[n % len(WAYS)], self.model, self.told, self._happened) for n in range(TALKERS)
+            Talker(f"client-{n}", WAYS[n % len(WAYS)], self.model, self.told, self._happened, keyed=n >= len(WAYS))
+            for n in range(TALKERS)
         ]
         self.fresh: set[str] = set()  # completed in the server's latest life
         self.killed_at = 0.0
-        self.waiting: dict[str, tuple[str, float]] = {}  # background responses that lost their process, and when
+        self.waiting: dict[str, tuple[str, float, bool]] = {}  # question, when it was killed, whether it may be gone
         self.fates: Counter[str] = Counter()
 
     def __repr__(self) -> str:
-        return f"{self.moment!r}, {dict(sorted(self.fates.items()))}"
+        return f"{self.moment!r}, {dict(sorted(self.fates.items()))}, sent again: {dict(self.told.sent_again)}"
 
     def _happened(self, what: str) -> None:
         if self.moment is not None:
@@ -125,11 +126,9 @@ class World:
         """Hold the server to what its clients knew when it was killed."""
         told = self.told
         await check_completed(api, told, self.fresh)
-        for response_id, question in told.opened.items():
-            fate = await check_unseen(api, response_id, question)
-            assert fate in {"gone", "completed"}
-            self.fates[f"unseen, {fate}"] += 1
-        self.waiting |= {response_id: (question, self.killed_at) for response_id, question in told.begun.items()}
+        for unseen in (told.opened, told.begun):
+            for response_id, question in unseen.items():
+                self.waiting[response_id] = (question, self.killed_at, unseen is told.opened)
         told.opened.clear()
         told.begun.clear()
         await self.check_waiting(api)
@@ -137,16 +136,26 @@ class World:
             await talker.resume(api)
 
     async def check_waiting(self, api: Api) -> None:
-        """Background responses whose end nobody has seen end before long, and are never gone."""
-        for response_id, (question, killed_at) in list(self.waiting.items()):
+        """Responses whose end nobody has seen are whole or gone, or end before long; in the background they are never gone."""
+        for response_id, (question, killed_at, may_be_gone) in list(self.waiting.items()):
             is_late = time.time() > killed_at + SWEPT_SECONDS_MAX
             fate = await check_unseen(api, response_id, question)
-            assert fate != "gone"
+            assert fate in ({"gone", "completed", *OPEN} if may_be_gone else {"failed", "completed", *OPEN})
             if fate not in OPEN:
                 del self.waiting[response_id]
-                self.fates[f"in the background, {fate}"] += 1
+                self.fates[f"unseen, {fate}" if may_be_gone else f"in the background, {fate}"] += 1
             else:
                 assert not is_late, "it is stuck"
+
+    async def finish(self, api: Api) -> None:
+        """Whoever does not know of a create of theirs sends it a last time; nothing is left open."""
+        for talker in self.talkers:
+            if talker.unsure is not None:
+                async with api.socket() if talker.way == "socket" else contextlib.nullcontext() as socket:
+                    await talker.turn(api, socket)
+        while self.waiting:
+            await self.check_waiting(api)
+            await asyncio.sleep(0.05)
 
 
 def intact(database, folder):
@@ -187,9 +196,7 @@ async def kill_again_and_again(kind, folder, seed, kills):
             server = await makes.start("--config", str(config))
             async with api_of(server.url) as api:
                 await world.check(api)
-                while world.waiting:
-                    await world.check_waiting(api)
-                    await asyncio.sleep(0.05)
+                await world.finish(api)
             await server.stop()
             rows = await check_rows(place.make(), world.told)
             assert not world.model.misled

@@ -164,6 +164,7 @@ class Told:
         refused: by id, or by question where the client has none, the code that their turns ended with.
         begun: by id, the question of background responses that were acknowledged, and whose end they have not seen.
         opened: by id, the question of others that had begun, and whose end they have not seen.
+        sent_again: how often a create was sent again with its key and was given its response again, or ran again.
     """
 
     def __init__(self) -> None:
@@ -173,6 +174,7 @@ class Told:
         self.refused: dict[str, str] = {}
         self.begun: dict[str, str] = {}
         self.opened: dict[str, str] = {}
+        self.sent_again: Counter[str] = Counter()
 
 
 class Talker:
@@ -181,16 +183,31 @@ class Talker:
     Args:
         way: how it talks.
         store: whether its responses are to be kept.
+        keyed: whether its creates have idempotency keys; it sends one again whose end it has not seen.
     """
 
-    def __init__(self, name: str, way: str, model: ModelServer, told: Told, happened, *, store: bool = True) -> None:
+    def __init__(
+        self,
+        name: str,
+        way: str,
+        model: ModelServer,
+        told: Told,
+        happened: Callable[[str], None],
+        *,
+        store: bool = True,
+        keyed: bool = False,
+    ) -> None:
         self.name = name
         self.way = way
         self._model = model
         self._told = told
         self._happened = happened
         self._store = store
+        self._keyed = keyed
         self._count = 0
+        self.unsure: tuple[str, Event] | None = (
+            None  # the question and body of a keyed create whose end it has not seen
+        )
         self.said: list[str] = []  # questions and answers, as the model server must see them
         self.parent: str | None = None
         self.conversation: str | None = None
@@ -208,6 +225,9 @@ class Talker:
         Raises:
             ConnectionError: it was cut before its end. aiohttp's errors say the same.
         """
+        if self.unsure is not None:
+            await self._again(api, socket, *self.unsure)
+            return
         if len(self.said) >= 2 * CHAIN_TURNS_MAX:
             self.restart()
         self._count += 1
@@ -219,24 +239,50 @@ class Talker:
                 return
             self.conversation = made["id"]
         self._model.expected[question] = [*self.said, question]
+        body = self._body(question)
+        self.unsure = (question, body) if self._keyed else None
+        self._take(await self._send(api, socket, question, body), question)
+
+    async def _again(
+        self, api: Api, socket: aiohttp.ClientWebSocketResponse | None, question: str, body: Event
+    ) -> None:
+        """Send a create again: what is kept of it is given again, else it runs again, and never both."""
+        status, answer = await api.ask("GET", f"/responses?idempotency_key={body['idempotency_key']}")
+        kept = json.loads(answer) if status == 200 else {}
+        is_kept = kept.get("status") == "completed"
+        asked = self._model.asked[question]
+        response = await self._send(api, socket, question, body)
+        assert self._model.asked[question] == asked + (not is_kept)
+        assert response == kept or not is_kept
+        self._told.sent_again["given again" if is_kept else "run again"] += 1
+        self._take(response, question)
+
+    def _body(self, question: str) -> Event:
         body = {"model": "m", "input": question, "store": self._store}
+        if self._keyed:
+            body["idempotency_key"] = f"key-{question}"
+        if self.way.endswith("background"):
+            body["background"] = True
         if self.conversation is not None:
             body["conversation"] = self.conversation
         elif self.parent is not None:
             body["previous_response_id"] = self.parent
+        return body
+
+    async def _send(
+        self, api: Api, socket: aiohttp.ClientWebSocketResponse | None, question: str, body: Event
+    ) -> Event:
+        """The final response, or its error."""
         match self.way:
-            case "sse":
-                response = await self._read(api.stream(body), question)
+            case "sse" | "streamed background":
+                return await self._read(api.stream(body), question)
             case "socket":
                 assert socket is not None
-                response = await self._read(through(socket, body), question)
-            case "streamed background":
-                response = await self._read(api.stream(body | {"background": True}), question)
+                return await self._read(through(socket, body), question)
             case "background":
-                response = await self._poll(api, await api.post(body | {"background": True}), question)
+                return await self._poll(api, await api.post(body), question)
             case _:
-                response = await api.post(body)
-        self._take(response, question)
+                return await api.post(body)
 
     async def _read(self, events: AsyncIterator[Event], question: str) -> Event:
         seen: list[Event] = []
@@ -249,7 +295,7 @@ class Talker:
                 if event["type"] == "error":
                     return event
                 if event["type"] in ENDED:
-                    if in_background:
+                    if in_background or self._keyed:
                         self._told.events[event["response"]["id"]] = seen
                     return event["response"]
         raise ConnectionError("cut")
@@ -267,6 +313,7 @@ class Talker:
 
     def _take(self, response: Event, question: str) -> None:
         self._happened("end")
+        self.unsure = None
         if "id" not in response:
             self._told.refused[question] = response["error"]["code"]
             return
@@ -298,7 +345,8 @@ class Talker:
         items = (await api.get(f"/conversations/{self.conversation}/items?order=asc&limit=100"))["data"]
         unseen = f"{self.name}-{self._count}"
         assert texts_of(items) in (self.said, [*self.said, unseen, answer_to(unseen)])
-        self.said = texts_of(items)
+        if self.unsure is None:
+            self.said = texts_of(items)
 
 
 # --- What must hold
@@ -344,6 +392,8 @@ async def check_refused(api: Api, told: Told, seconds_max: float) -> None:
 async def check_rows(store: Store, told: Told) -> int:
     """The whole store: every row is whole, none is open, and every completed response is there; how many rows."""
     rows = {turn.response_id: turn async for _, turn in store.export()}
+    completed = Counter(turn.input for turn in rows.values() if turn.status == "completed")
+    assert set(completed.values()) <= {1}, "a question has two answers"
     for turn in rows.values():
         response = json.loads(turn.response)
         assert (turn.status, turn.lease_until) == (response["status"], None)
