@@ -713,6 +713,16 @@ async def test_a_key_that_was_never_sent_is_sent():
 
 
 @in_virtual_time
+async def test_a_create_that_is_refused_after_its_key_was_not_found_ran_nowhere():
+    """The server has said that it holds nothing of the key, and then why: that is no lost connection."""
+    world = World(transport="http")
+    world.server.refusals.append(Refusal(400, "invalid_value"))
+    async with world.session as session:
+        with pytest.raises(Refused, match="invalid_value"):
+            await session.create(input="Hello.", idempotency_key="mine", resume=True).response()
+
+
+@in_virtual_time
 async def test_a_key_that_may_have_been_sent_to_a_plain_server_is_not_sent_again():
     """It knows no keys, so nobody can say whether the turn ran."""
     world = World(transport="http", knows_keys=False)

@@ -15,11 +15,11 @@ from openai.types.responses import Tool
 
 from engines.fake_upstream import fake_upstream
 from engines.one_turn import CHUNKS, engine_for, failed, generation, played, refuse, whole_stream
+from openline.client.network import proxy_of
 from openline.config import ConfigError, UpstreamSettings
 from openline.engines.chat import ChatEngine
 from openline.engines.chat_tools import HOSTED
 from openline.engines.engine import EngineRequest, Model
-from openline.engines.upstream_session import proxy_of
 from openline.protocol.deltas import Ended, TextDelta
 from openline.protocol.errors import ProtocolError
 from openline.protocol.events import read_http_create, read_input

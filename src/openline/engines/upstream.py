@@ -19,6 +19,7 @@ from typing import Annotated, Any, Final, NamedTuple, NoReturn
 import aiohttp
 import msgspec
 
+from openline.client.network import proxy_of, read_trust
 from openline.config import UpstreamSettings
 from openline.engines.progress import Progress
 from openline.engines.upstream_errors import read_answer, refusal, without_echo
@@ -31,7 +32,7 @@ from openline.engines.upstream_faults import (
     read_some,
     too_long,
 )
-from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session, proxy_of, read_trust
+from openline.engines.upstream_session import EVENT_STREAM, JSON, open_session
 from openline.engines.upstream_stream import EventReader
 from openline.protocol.errors import ProtocolError
 
@@ -80,7 +81,7 @@ class Upstream:
     def __init__(self, settings: UpstreamSettings, *, show_detail: bool) -> None:
         self._settings = settings
         self._show_detail = show_detail
-        self._trust = read_trust(settings.ca_file)
+        self._trust = read_trust(settings.ca_file, "upstreams.ca_file")
         self._proxy = proxy_of(settings.url)
         self._opened: aiohttp.ClientSession | None = None
         self._draining: set[asyncio.Task[None]] = set()

@@ -1,4 +1,4 @@
-"""The connections to one upstream: where they may go, what they carry, whom they trust."""
+"""The connections to one upstream: where they may go, and what they carry."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import asyncio
 import ssl
 from types import SimpleNamespace
 from typing import Final
-from urllib.request import getproxies_environment, proxy_bypass
 
 import aiohttp
 from yarl import URL
 
 from openline import __version__
-from openline.config import ConfigError, UpstreamSettings, is_loopback
+from openline.config import UpstreamSettings
 from openline.engines.upstream_faults import Attempt
 
 EVENT_STREAM: Final = "text/event-stream"
@@ -47,40 +46,6 @@ def open_session(settings: UpstreamSettings, trust: ssl.SSLContext | bool, proxy
         ),
         trace_configs=[trace],
     )
-
-
-def read_trust(ca_file: str) -> ssl.SSLContext | bool:
-    """Whose certificates are trusted: the system's, or only those of `ca_file`.
-
-    Raises:
-        ConfigError: the file cannot be read.
-    """
-    if not ca_file:
-        return True
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except OSError as error:  # ssl.SSLError is one too
-        reason = error.strerror or "not a file of certificates in PEM"
-        raise ConfigError(f"upstreams.ca_file is '{ca_file}': {reason}.") from None
-
-
-def proxy_of(url: str) -> URL | None:
-    """The proxy that the environment names for an upstream; never one for loopback.
-
-    aiohttp's own `trust_env` reads the environment and `.netrc` again for every request, in a thread.
-
-    Raises:
-        ConfigError: what the environment names is not a URL.
-    """
-    target = URL(url)
-    found = getproxies_environment().get(target.scheme)
-    if found is None or is_loopback(target.host or "") or proxy_bypass(target.authority):
-        return None
-    try:
-        return URL(found if "://" in found else f"http://{found}")
-    except ValueError:  # the value stays untold: a proxy's URL may hold its password
-        message = f"the environment's {target.scheme}_proxy is not a URL: expected http://HOST:PORT."
-        raise ConfigError(message) from None
 
 
 async def _note_connection(_session: aiohttp.ClientSession, context: SimpleNamespace, _params: object) -> None:
