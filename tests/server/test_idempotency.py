@@ -12,8 +12,9 @@ import pytest
 from openline.protocol.deltas import CallDelta, CallStarted, TextDelta
 from server.background import cancel, delete, path_of, replay
 from server.closing import GOING_AWAY, blocked_client, until_closed
+from server.late import KERNEL_BYTES, SlowStore, stingy_connection
 from server.running import Running, Socket, until
-from server.watching import types
+from server.watching import types, watched
 
 KEY = "key-1"
 
@@ -466,6 +467,43 @@ async def test_a_steer_dies_with_the_connection_that_it_came_on(played, hand):
         assert last["response"]["incomplete_details"] == {"reason": "steered"}
         assert await socket.is_silent()
         assert hand.is_idle
+
+
+@stored
+async def test_what_comes_of_a_late_steer_is_not_given_again(start, hand, tmp_path, stores):
+    """Behind the end it belongs to the connection that steered; whoever comes back reads the response and no more.
+
+    Source: WebSocket mode guide, "Steering".
+    """
+    store = SlowStore(tmp_path / "openline.db")
+    store.fast.set()
+    server = await start(engine=hand, store=store, kernel_buffer_bytes=KERNEL_BYTES)
+    async with watched(server, sock=stingy_connection(server), max_queue=1) as socket:
+        turn, first = await socket.begun(hand, TextDelta("Once "), idempotency_key=KEY, store=stores, stream_id="a")
+        store.fast.clear()
+        store.asked.clear()
+        turn.finish(TextDelta("x" * 512 * 1024))  # more than the transport takes, less than may wait
+        if stores:
+            await store.asked.wait()
+            await socket.steer(first, "While it is kept.")
+            (connection,) = server.app._sockets
+            await until(lambda: connection._late)
+            store.fast.set()
+        await server.idle()
+        await socket.steer(first, "Too late.")
+        await socket.rest()
+        events = list(socket.frames)
+        late = await socket.until("response.steer.failed")
+        kinds = ["steer.accepted"] if stores else []
+        assert types(late) == [*kinds, "steer.failed"]
+        assert late[-1]["steer"]["input"] == "Too late."
+        if stores:
+            (await hand.next_turn()).answer("Hi.")  # its successor
+            await socket.rest()
+    async with server.connect(max_queue=None) as socket:
+        again = await socket.turn(idempotency_key=KEY, store=stores)
+        assert again == [{key: value for key, value in event.items() if key != "stream_id"} for event in events]
+        assert await socket.is_silent()
 
 
 async def test_a_steer_is_given_back_by_a_create_that_had_run(played, hand):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -51,6 +51,14 @@ class SocketLimits(msgspec.Struct, frozen=True):
     steers_pending_bytes_max: int
 
 
+class _Late(NamedTuple):
+    """An event about a response whose own are settled, and not all read; and how much of it waits for the client."""
+
+    event_type: str
+    fields: Event
+    bytes: int
+
+
 class Socket:
     """One connection that may come in.
 
@@ -83,6 +91,7 @@ class Socket:
         self._running: dict[str | None, Attachment] = {}  # what runs, or is read again, by lane
         self._deliveries: dict[asyncio.Task[None], None] = {}  # in order, so that a run can be repeated
         self._delivering: dict[str | None, asyncio.Task[None]] = {}  # what runs, by lane
+        self._late: dict[str | None, list[_Late]] = {}  # to be told behind the end of what runs, by lane
         self._warmed: dict[str | None, Turn] = {}  # warm-ups that may still prefill, by lane
         self._idle = asyncio.Event()
         self._idle.set()
@@ -167,6 +176,7 @@ class Socket:
         """A turn with a key goes on without this connection: its client comes back to it on another one."""
         del self._running[stream_id]
         self._delivering.pop(stream_id).cancel()
+        self._late.pop(stream_id, None)
         self._connection.end_turn(stream_id)
 
     # What comes in.
@@ -227,19 +237,31 @@ class Socket:
         items = steering.steer_items(steer)
         self._steers.admit(steer)
         steered = Steered(self._registry.new_id("steer"), steer, items)
-        turn.tell(steering.ACCEPTED, steering.accepted(steered))
+        self._tell_about(attachment, steering.ACCEPTED, steering.accepted(steered))
         self._steers.add(attachment.request.stream_id, steered)
         turn.yield_at_boundary()
 
     async def _refuse_steer(self, refused: SteerRefused) -> None:
-        """Say so: in the response's own log, as long as that is read."""
+        """Say so, among the response's own events as long as those are read."""
         attachment = self._reading(refused.steer.previous_response_id)
         fields = steering.failed(refused)
         if attachment is None:
             await self._tell_of(refused.steer.previous_response_id, steering.FAILED, fields)
         else:
-            attachment.turn.tell(steering.FAILED, fields)
+            self._tell_about(attachment, steering.FAILED, fields, len(bytes(refused.steer.input)))
             await self._window.opened()  # the input goes back, and may be large
+
+    def _tell_about(self, attachment: Attachment, event_type: str, fields: Event, size: int = 0) -> None:
+        """In the response's own log; once that is settled behind its end, where it belongs to this connection only.
+
+        Args:
+            size: of what waits for the client then, as far as that matters.
+        """
+        if not attachment.turn.is_settled:
+            attachment.turn.tell(event_type, fields)
+        else:
+            self._late.setdefault(attachment.request.stream_id, []).append(_Late(event_type, fields, size))
+            self._window.add(size)
 
     async def _give_back(self, steered: Iterable[Steered], why: str) -> None:
         """Tell of steers that were accepted and have no successor."""
@@ -263,6 +285,9 @@ class Socket:
         if response is None:
             return None
         self._steers.ended(stream_id, response["id"], len(attachment.turn.log))
+        for late in self._late.pop(stream_id, ()):
+            self._window.add(-late.bytes)
+            await self._tell_of(response["id"], late.event_type, late.fields)
         waiting = self._steers.waiting(stream_id)
         if not waiting or self._connection.is_continued(stream_id, response["id"]):
             return None

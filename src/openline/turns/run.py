@@ -275,8 +275,6 @@ async def _keep_and_announce(
             await keep_failed(turn, bound, response, error, parts)
         turn.error = error
         writer.end(response)
-        if turn.log.is_kept:
-            turn.tell_late()
     return error
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -15,8 +15,6 @@ from openline.state.cache import Anchor, ConnectionCache
 from openline.turns.bind import TurnRequest
 from openline.turns.log import TurnLog, Window
 from openline.turns.writer import Writer
-
-_encoder: Final = msgspec.json.Encoder()
 
 
 class Place(NamedTuple):
@@ -60,7 +58,6 @@ class Turn:
     """
 
     __slots__ = (
-        "_told_late",
         "anchor",
         "begun",
         "body_hash",
@@ -116,7 +113,6 @@ class Turn:
             None if self.key is None else asyncio.get_running_loop().create_future()
         )
         self.replays: str | None = None
-        self._told_late: list[tuple[str, Event]] = []
 
     def __repr__(self) -> str:
         return f"<Turn {self.request.transport} {self.log!r}>"
@@ -168,25 +164,15 @@ class Turn:
         if self.log.ended:
             self.task.cancel()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether its events are: what is kept for those who come back is written before it has ended."""
+        return self.log.ended or (self.log.closing and self.request.keeps_events)
+
     def tell(self, event_type: str, fields: Event) -> None:
-        """Write an event about the response into its log, behind its end if it has ended; only of one that is known.
-
-        What is kept for those who come back is written while the response is being kept, so then nothing gets between.
-        """
-        if self.log.ended:
-            event: Event = {"type": event_type, "sequence_number": len(self.log), **fields}
-            self.log.append([_encoder.encode(event)])
-        elif self.log.closing and self.request.keeps_events:
-            self._told_late.append((event_type, fields))
-        else:
-            assert self.writer is not None, "it is known"
-            self.writer.append(self.writer.builder.tell(event_type, fields))
-
-    def tell_late(self) -> None:
-        """Write what had to wait for its end."""
-        for event_type, fields in self._told_late:
-            self.tell(event_type, fields)
-        self._told_late.clear()
+        """Write an event about the response into its log; only of one that is known and not settled."""
+        assert self.writer is not None, "it is known"
+        self.writer.append(self.writer.builder.tell(event_type, fields))
 
     def yield_at_boundary(self) -> None:
         """End where no item is open, now or at the next such place, so that a successor can go on.
