@@ -266,7 +266,7 @@ WRONG = [
     ({"metadata": {"k": "v" * 513}}, "invalid_value", "metadata[*]"),
     ({"metadata": {str(n): "" for n in range(17)}}, "invalid_value", "metadata"),
     ({"conversation": 5}, "invalid_type", "conversation"),
-    ({"conversation": {}}, "missing_required_parameter", "conversation"),
+    ({"conversation": {}}, "missing_required_parameter", "conversation.id"),
     ({"conversation": "conv_1", "previous_response_id": "resp_1"}, "invalid_request", "previous_response_id"),
     ({"prompt": {"id": "pmpt_1"}}, "unsupported_parameter", "prompt"),
     ({"multi_agent": {"enabled": True}}, "unsupported_parameter", "multi_agent"),

@@ -8,6 +8,7 @@ Source: Responses API reference, "Items".
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
@@ -69,6 +70,7 @@ REFERENCE: Final = "item_reference"
 _OUTPUTS: Final = frozenset(OUTPUT_OF_CALL.values())
 # The most of a decoder's complaint that an error message carries.
 _TEXT_CHARACTERS_MAX: Final = 200
+_MISSING: Final = re.compile("missing required field `(.*?)`")
 
 
 def read_item(raw: bytes | msgspec.Raw, param: str) -> Item:
@@ -238,8 +240,9 @@ def wrong_type(error: Exception, under: str = "") -> ProtocolError:
     field = path.rpartition("$")[2].rstrip("`").replace("[...]", "[*]")
     param = (under + field).lstrip(".") or None
     where = f"'{param}'" if param else "The request body"
-    if "missing required field" in text:
+    if missing := _MISSING.search(text):
         code = "missing_required_parameter"
+        param = f"{param}.{missing[1]}" if param else missing[1]
     else:
         code = "invalid_type" if ", got `" in text else "invalid_value"
     # The text may quote what came, which has no bound.
