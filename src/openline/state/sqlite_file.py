@@ -248,6 +248,8 @@ class SqliteFile:
             self._drop_writer()
             self._writer, self._damaged, self._log_is_sound = connection, False, False
         if not self._log_is_sound:
+            # A connection that has not read yet would open the log in the checkpoint itself, and then wait for its own lock.
+            self._writer.execute("PRAGMA user_version").fetchone()
             # All of it goes into the database, and to the disk with that. Who reads for long keeps the log as it is.
             self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             self._log_is_sound = True
