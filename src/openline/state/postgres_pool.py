@@ -18,7 +18,7 @@ from typing import Any, Final, TypeVar
 import asyncpg  # pyright: ignore[reportMissingTypeStubs] - it has none; all of it is behind this file
 
 from openline.state.postgres_migrations import migrate
-from openline.state.store import AlreadyKept, NotAppended, StoreUnavailable, without_secrets
+from openline.state.store import NotAppended, StoreUnavailable, without_secrets
 
 T = TypeVar("T")
 
@@ -163,9 +163,9 @@ class Pool:
         while _now() < deadline:
             try:
                 return await self._attempt(again, self._call_seconds_max)
-            except AlreadyKept:
-                raise
             except StoreUnavailable as still:
+                if type(still) not in {StoreUnavailable, ConnectionLost}:
+                    raise  # that is the answer
                 lost = still
             await asyncio.sleep(_AGAIN_SECONDS)
         raise StoreUnavailable(f"{lost}, and whether this was kept is not known")
