@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -139,6 +140,23 @@ async def test_kill_9_loses_no_acknowledged_turn(path, attempt):
         assert store._file._writer.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     finally:
         await store.close()
+
+
+async def test_the_first_write_does_not_wait_long_for_a_reader(path):
+    """It empties the log if it can (docs/adr/0012); others who would write wait for that, and must not give up over it."""
+    before = SqliteStore(path)
+    await before.put("ann", turn("resp_0"))
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM turns").fetchall()
+        await before.put("ann", turn("resp_1"))
+        store = SqliteStore(path, lock_wait_seconds_max=1.6)
+        began = time.monotonic()
+        await store.put("ann", turn("resp_2"))
+        assert 0.5 < time.monotonic() - began < 1.6
+        assert store._file._writer.execute("PRAGMA busy_timeout").fetchone() == (1600,)
+    await store.close()
+    await before.close()
 
 
 async def test_close_commits_what_waits(store, path):

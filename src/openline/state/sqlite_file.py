@@ -248,10 +248,7 @@ class SqliteFile:
             self._drop_writer()
             self._writer, self._damaged, self._log_is_sound = connection, False, False
         if not self._log_is_sound:
-            # A connection that has not read yet would open the log in the checkpoint itself, and then wait for its own lock.
-            self._writer.execute("PRAGMA user_version").fetchone()
-            # All of it goes into the database, and to the disk with that. Who reads for long keeps the log as it is.
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            _empty_log(self._writer, self._lock_wait_seconds_max)
             self._log_is_sound = True
         return self._writer
 
@@ -338,6 +335,18 @@ def _journal_in_wal(connection: sqlite3.Connection, lock_wait_seconds_max: float
             if _code(error) & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() >= give_up_at:
                 raise
         time.sleep(_LOOK_AGAIN_SECONDS)
+
+
+def _empty_log(connection: sqlite3.Connection, lock_wait_seconds_max: float) -> None:
+    """Bring all of the log into the database, and to the disk with that. Who reads for long keeps the log as it is."""
+    # A connection that has not read yet would open the log in the checkpoint itself, and then wait for its own lock.
+    connection.execute("PRAGMA user_version").fetchone()
+    # It waits for readers, and meanwhile all others who would write wait for it: not so long that they give up.
+    connection.execute(f"PRAGMA busy_timeout = {int(lock_wait_seconds_max * 500)}")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    finally:
+        connection.execute(f"PRAGMA busy_timeout = {int(lock_wait_seconds_max * 1000)}")
 
 
 def _apply(connection: sqlite3.Connection, statements: tuple[Statement, ...]) -> _Outcome:
