@@ -58,6 +58,7 @@ class Scene:
         self.database = database
         self.storing = [Talker(f"storing-{way}", way, model, told, _nothing) for way in WAYS]
         unstored = [way for way in WAYS if way != "conversation"]  # which is kept, whatever `store` says
+        self.recovered: list[float] = []  # seconds from each fault's end
         self.others = [Talker(f"other-{way}", way, model, told, _nothing, store=False) for way in unstored]
 
     async def talk(self, api, *, turns=TURNS):
@@ -78,6 +79,7 @@ class Scene:
         while len(self.told.completed) == count:
             await self.storing[0].turn(api)
             assert time.monotonic() - began < RECOVERY_SECONDS_MAX
+        self.recovered.append(time.monotonic() - began)
 
     async def check(self, api):
         """What was told to be completed is there, and what was refused is not, or not as if it had gone well."""
@@ -139,6 +141,10 @@ async def survive(scene, start, server):
         await check_rows(store, scene.told)
     finally:
         await store.close()
+    figures = (
+        f"{len(scene.told.completed)} completed, {scene.told.unstored} unstored, {len(scene.told.refused)} refused"
+    )
+    print(f"slowest recovery {max(scene.recovered):.2f} s, {figures}")  # noqa: T201 - the figures, with -s
 
 
 FAULTS = {
