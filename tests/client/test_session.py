@@ -130,6 +130,18 @@ async def test_a_socket_that_something_else_refused_is_tried_again_after_a_while
 
 
 @in_virtual_time
+async def test_a_turn_that_fell_back_stays_with_http():
+    """However soon a socket may be tried again: one turn asks for one once."""
+    world = World(has_sockets=True, settings={"socket_retry_seconds": 1e-9})
+    world.network.faults = iter([Fault(refuse=403), Fault(cut_after=2), Fault(cut_after=2)])
+    async with world.session:
+        await world.turn(tools=TOOLS)
+        assert not world.network.lines
+        await world.turn(tools=TOOLS)
+        assert len(world.network.lines) == 1
+
+
+@in_virtual_time
 async def test_a_socket_that_is_wanted_is_not_replaced():
     """`transport="websocket"` is the app's word: a refusal is told."""
     world = World(Fault(refuse=403), transport="websocket")
@@ -621,6 +633,11 @@ async def test_cancelling_ends_a_turn_that_another_task_reads(transport, knows_k
         assert world.server.generations[0].has_ended
         assert session.history.items()[-1] == response["output"][0]
         await stream.cancel()
+        world.server.words = 3
+        await world.turn("More.", store=False)
+        assert world.server.generations[1].context[:2] == [HELLO, response["output"][0]]
+        sent = (world.frames or world.posts)[-1]
+        assert ("previous_response_id" in sent) == (knows_keys and transport == "websocket"), "no server refused it"
 
 
 @pytest.mark.parametrize("breaks", [[], [Fault(cut_after=6)], [Fault(cut_after=6), Fault(cut_after=0)]])

@@ -78,6 +78,7 @@ class Turn:
         self._was_told = False  # the server, of the cancelling
         self._is_left = False  # nothing more is asked of the server
         self._is_detached = False
+        self._fell_back = False  # for this turn, however soon a socket may be tried again
         self.reading = Reading()
         self.was_shown = False
         self.restarts = 0
@@ -263,6 +264,8 @@ class Turn:
         return self._attempts.over_http(self._built(None))
 
     def _over(self) -> Over:
+        if self._fell_back:
+            return "http"
         return self._connections.over(loops=self._create.loops, in_background=self._create.in_background)
 
     def _built(self, holds: str | None) -> Body:
@@ -322,6 +325,7 @@ class Turn:
                 raise self._error(why, broken)
             case FallBack():
                 self._connections.refuse_socket(None if refusal is None else refusal.status)
+                self._fell_back = True
                 return action
             case ResendFull(lost_parent=True):
                 return decided
