@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import suppress
+from contextlib import aclosing
 from types import TracebackType
 from typing import Final, Self
 
@@ -14,6 +15,58 @@ from openline.client.turn import Turn
 from openline.client.wire import Event, Response
 
 _ENDED_WELL: Final = frozenset({"completed", "incomplete"})
+_EVENTS_AHEAD_MAX: Final = 16  # what its task hands over in one go; what else came waits as bytes, at the line
+
+
+class Ahead:
+    """Between the turn's task and who reads it: whoever stops waiting for the next event has lost none."""
+
+    def __init__(self) -> None:
+        self._events: deque[Event] = deque()
+        self._changed = asyncio.Event()
+        self._room = asyncio.Event()
+        self._room.set()
+        self._is_unwanted = False
+        self.has_ended = False
+
+    def __len__(self) -> int:
+        return len(self._events)
+
+    async def put(self, event: Event) -> None:
+        """Hand over an event, as soon as few enough wait."""
+        await self._room.wait()
+        if not self._is_unwanted:
+            self._events.append(event)
+            self._changed.set()
+            if len(self._events) >= _EVENTS_AHEAD_MAX:
+                self._room.clear()
+
+    def end(self, last: Event | None) -> None:
+        """Nothing more comes, but perhaps the last event."""
+        if last is not None and not self._is_unwanted:
+            self._events.append(last)
+        self.has_ended = True
+        self._changed.set()
+
+    async def take(self) -> Event | None:
+        """The next event; None after the last."""
+        while not self._events:
+            if self.has_ended:
+                return None
+            self._changed.clear()
+            await self._changed.wait()
+        self._room.set()
+        return self._events.popleft()
+
+    def clear(self) -> None:
+        """What waits is void."""
+        self._events.clear()
+        self._room.set()
+
+    def unwanted(self) -> None:
+        """Nobody takes anything any more."""
+        self._is_unwanted = True
+        self.clear()
 
 
 class ResponseStream:
@@ -38,21 +91,21 @@ class ResponseStream:
         end: Callable[[ResponseStream, Response | None], None],
     ) -> None:
         self.idempotency_key = idempotency_key
+        self.is_leaving = False
         self._turn = turn
         self._settings = settings
         self._begin = begin
         self._end = end
-        self._events: AsyncGenerator[Event, None] | None = None
-        self._is_new = True
-        self._is_pulling = False
-        self._pulled = asyncio.Event()  # set by the end of each read
+        self._ahead = Ahead()
+        self._task: asyncio.Task[None] | None = None
+        self._is_reading = False
         self._is_detached = False
-        self.is_leaving = False
-        self._error: OpenlineError | None = None
+        self._error: Exception | None = None
         self._ended = asyncio.Event()
+        turn.on_restart = self._restart
 
     def __repr__(self) -> str:
-        state = "ended" if self.is_ended else "new" if self._is_new else "running"
+        state = "ended" if self.is_ended else "new" if self._task is None else "running"
         return f"<ResponseStream {state} key={self.idempotency_key} {self._turn!r}>"
 
     @property
@@ -62,8 +115,8 @@ class ResponseStream:
 
     @property
     def is_ended(self) -> bool:
-        """Whether the last event has come, or no more will."""
-        return self._ended.is_set()
+        """Whether nothing more comes: the last event was taken, or there is none."""
+        return self._ended.is_set() and not self._ahead
 
     @property
     def restarts(self) -> int:
@@ -103,9 +156,8 @@ class ResponseStream:
             ConnectionLost: its end is not known.
         """
         try:
-            with suppress(ConnectionLost):  # the events may be lost, and the end known all the same
-                while await self._next(shown=False) is not None:
-                    pass
+            while await self._next(shown=False) is not None:
+                pass
         except asyncio.CancelledError:
             await self.aclose()
             raise
@@ -126,14 +178,14 @@ class ResponseStream:
 
         Source: WebSocket mode guide, "Cancelling".
         """
-        if self._leaves():
-            try:
-                async with asyncio.timeout(self._settings.cancel_seconds_max):
-                    await self._turn.cancel()
-                    await self._drain()
-            except TimeoutError:
-                await self._turn.leave(detached=False)
-        await self._drain()
+        if not self._leaves():
+            return
+        try:
+            async with asyncio.timeout(self._settings.cancel_seconds_max):
+                await self._turn.cancel()
+                await self._ended.wait()
+        except TimeoutError:
+            await self._give_up(detached=False)
 
     def detach(self) -> None:
         """Let the turn run on when this stream is left: a server with our extensions holds it for `resume.seconds`.
@@ -147,8 +199,7 @@ class ResponseStream:
         if not self._is_detached:
             await self.cancel()
         elif self._leaves():
-            await self._turn.leave(detached=True)
-            await self._drain()
+            await self._give_up(detached=True)
 
     async def __aenter__(self) -> Self:
         return self
@@ -164,66 +215,64 @@ class ResponseStream:
         Args:
             shown: the app sees it.
         """
-        if self._is_pulling and self.is_leaving:
-            await self._ended.wait()  # whoever leaves it reads it to its end
-        if self.is_ended:
-            if self._error is not None and shown and not self.is_leaving:
-                raise self._error
-            return None
-        if self._is_pulling:
+        if self._task is None and not self._ended.is_set():
+            await self._begin(self)
+            self._task = asyncio.create_task(self._run())
+        if self._is_reading:
             raise OpenlineError("the stream is read in two places at once: one of them has to do.")
-        self._is_pulling = True
+        self._is_reading = True
         try:
-            event = await self._pull()
-        except OpenlineError as error:
-            if not self._is_new:
-                self._finish(error)
-            raise
+            event = await self._ahead.take()
         finally:
-            self._is_pulling = False
-            self._pulled.set()
+            self._is_reading = False
+        if event is None and self._error is not None and shown and not self.is_leaving:
+            raise self._error
         if event is not None and shown:
             self._turn.was_shown = True
-        if event is None or self._turn.reading.final is not None:
-            self._finish(None)
         return event
 
-    async def _pull(self) -> Event | None:
-        if self._is_new:
-            await self._begin(self)
-            self._is_new = False
-        if self._events is None:
-            self._events = self._turn.events()
+    async def _run(self) -> None:
+        """Read the turn, in a task of its own: no wait of the app's that is cut short cuts the turn."""
+        last: Event | None = None
         try:
-            event = await anext(self._events, None)
-            if self._turn.reading.final is not None:
-                await self._events.aclose()  # whoever stops at the last event has left nothing
-            return event
-        except BaseException:
-            self._events = None  # a generator ends so; where reading was interrupted another one goes on from there
+            async with aclosing(self._turn.events()) as events:
+                async for event in events:
+                    if self._turn.reading.final is not None:
+                        last = event
+                        break
+                    await self._ahead.put(event)
+        except Exception as error:  # noqa: BLE001 - whoever reads the stream gets it
+            self._error = error
+        except asyncio.CancelledError:
+            self._error = ConnectionLost("the event loop ends.", idempotency_key=self.idempotency_key)
             raise
+        finally:
+            self._finish()
+            self._ahead.end(last)  # whoever has the last event may begin another turn
+
+    def _restart(self) -> None:
+        """What was seen is void; what of it nobody has read, nobody shall read."""
+        if not self._turn.was_shown:
+            self._ahead.clear()
 
     def _leaves(self) -> bool:
-        """Note that the stream is left, unless there is nothing to leave."""
-        if self._is_new and not self.is_ended:
-            self._finish(None)  # nothing was sent
+        """Note that the stream is left; whether there is anything to leave."""
+        if self._task is None and not self._ended.is_set():  # nothing was sent
+            self._finish()
+            self._ahead.end(None)
         self.is_leaving = True
-        return not self.is_ended
+        if not self._is_reading:
+            self._ahead.unwanted()
+        return not self._ended.is_set()
 
-    async def _drain(self) -> None:
-        """Read up to the end; somebody else who is at it may go on."""
-        with suppress(OpenlineError):
-            while not self.is_ended:
-                if self._is_pulling:
-                    self._pulled.clear()
-                    await self._pulled.wait()
-                else:
-                    await self._next(shown=False)
+    async def _give_up(self, *, detached: bool) -> None:
+        self._ahead.unwanted()
+        await self._turn.leave(detached=detached)
+        await self._ended.wait()
 
-    def _finish(self, error: OpenlineError | None) -> None:
+    def _finish(self) -> None:
         final = self._turn.reading.final
-        if final is None and error is None:
-            error = Refused(0, "request_cancelled", "The turn was cancelled before its response began.")
-        self._error = error
+        if final is None and self._error is None:
+            self._error = Refused(0, "request_cancelled", "The turn was cancelled before its response began.")
         self._ended.set()
         self._end(self, final if final is not None and final.get("status") in _ENDED_WELL else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, suppress
 from typing import Final
 
@@ -60,6 +60,7 @@ class Turn:
         was_shown: whether the app got an event of it; whoever gives it one says so.
         restarts: how often a second generation has begun.
         lost_parent: the server did not know the response that was continued.
+        on_restart: is told when a second generation begins.
     """
 
     def __init__(
@@ -72,7 +73,6 @@ class Turn:
         self._attempts = Attempts(create, connections, settings)
         self._tries = Tries(settings)
         self._sent = Sent(may_run=create.may_be_known, in_two_forms=create.may_be_known)
-        self._was_read = False
         self._body: Body | None = None
         self._cancelled = asyncio.Event()
         self._was_told = False  # the server, of the cancelling
@@ -83,12 +83,13 @@ class Turn:
         self.was_shown = False
         self.restarts = 0
         self.lost_parent = False
+        self.on_restart: Callable[[], None] = _nobody
 
     def __repr__(self) -> str:
         return f"<Turn {self.reading!r} {self._sent!r} tries={self._tries.count}>"
 
     async def events(self) -> AsyncGenerator[Event, None]:
-        """Every event once and in order, up to the last; asked for again, it goes on where it was left.
+        """Every event once and in order, up to the last.
 
         Raises:
             Refused: the server did not take the create.
@@ -96,9 +97,6 @@ class Turn:
             OpenlineError: the create cannot be sent as it is.
         """
         action: Action = LookUp() if self._create.may_be_known else ResendFull()
-        if self._was_read and not self._is_over:
-            action = await self._next(action, Broken(What.LINE_ENDED, "reading was interrupted"))
-        self._was_read = True
         while not self._is_over and not isinstance(action, TakeEnd):
             before = self._sent
             try:
@@ -250,6 +248,7 @@ class Turn:
 
     def _begin_anew(self) -> None:
         """A second generation: what was seen of the first is void."""
+        self.on_restart()
         self.reading = Reading()
         self.was_shown = False
         self.restarts += 1
@@ -369,6 +368,10 @@ class Turn:
             response=self.reading.snapshot(),
             may_have_run=self._sent.may_run or self.reading.has_begun,
         )
+
+
+def _nobody() -> None:
+    """Is told of restarts where nobody wants to know."""
 
 
 class Tries:
