@@ -147,6 +147,7 @@ class FakeServer:
         self.keys: dict[str, tuple[str, Generation]] = {}
         self.connections: set[FakeConnection] = set()
         self.refusals: deque[Refusal] = deque()  # of the next creates
+        self.reads_refused = 0  # so many times what is asked by its id is not given
 
     @property
     def headers(self) -> dict[str, str]:
@@ -218,6 +219,9 @@ class FakeServer:
         generation = self.held.get(unquote(parts.path.split("/")[2]))
         if generation is None or not (self.knows_keys or generation.in_background):
             raise Refusal(404, "not_found")
+        if self.reads_refused:
+            self.reads_refused -= 1
+            raise Refusal(400, "not_here", "stream")
         after = query.get("starting_after", ["-1"])[0]
         return self.attach(generation, int(after))
 

@@ -97,6 +97,7 @@ ROWS = {
     "ours, silent": (MAYBE, SHOWN, What.SILENT, OURS, Resume()),
     "ours, a gap": (MAYBE, SHOWN, What.OUT_OF_ORDER, OURS, Resume()),
     "ours, read again, and the events end too early": (MAYBE, SHOWN, What.NO_MORE, OURS, LookUp()),
+    "ours, run by another process of the server": (MAYBE, SHOWN, What.NOT_READABLE, OURS, LookUp()),
     "ours, no tries left": (MAYBE, SHOWN, What.LINE_ENDED, OURS._replace(may_try=False), GiveUp("tries")),
     "plain, sent, nothing seen": (MAYBE, UNSEEN, What.LINE_ENDED, PLAIN, GiveUp("ambiguous")),
     "plain, events seen": (MAYBE, SHOWN, What.LINE_ENDED, PLAIN, GiveUp("ambiguous")),

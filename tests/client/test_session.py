@@ -846,6 +846,24 @@ async def test_events_that_are_no_longer_held_are_missing_and_the_end_is_told():
     assert world.server.generations[1].context[:1] == [HELLO]
 
 
+@pytest.mark.parametrize(("refused", "is_lost"), [(2, False), (1000, True)])
+@in_virtual_time
+async def test_a_turn_that_another_process_runs_is_asked_for_until_it_can_be_read(refused, is_lost):
+    """Or, once it has ended and still cannot be read, its end is what there is."""
+    world = World(Fault(cut_after=4), transport="http", words=10)
+    world.server.reads_refused = refused
+    async with world.session as session:
+        stream = session.create(input="Hello.")
+        for _ in range(4):
+            await anext(stream)
+        if is_lost:
+            with pytest.raises(ConnectionLost, match="no longer held"):
+                await anext(stream)
+        response = await stream.response()
+    assert response == world.server.generations[0].events[-1]["response"]
+    assert len(world.server.generations) == 1
+
+
 @in_virtual_time
 async def test_a_turn_that_another_process_runs_is_waited_for():
     """However long it takes: a server that says so is asked for its end, less and less often."""

@@ -255,7 +255,7 @@ def _not_followed(broken: Broken) -> Broken:
         return Broken(What.NOT_HELD, refusal.message)
     if is_load(refusal):
         return Broken(What.LINE_ENDED, refusal.message)
-    return Broken(CreateRefused(msgspec.structs.replace(refusal, code="resume_window_exceeded")), refusal.message)
+    return broken if refusal.code == "resume_window_exceeded" else Broken(What.NOT_READABLE, refusal.message)
 
 
 async def _drained(events: AsyncGenerator[bytes, None]) -> None:

@@ -24,7 +24,7 @@ class Sent(NamedTuple):
         may_run: a create was sent, and neither refused nor seen to end: it may be running.
         is_whole: it brought everything that the session has.
         in_two_forms: it was built more than once, or before this session: the key may be held with another body.
-        is_trimmed: the server does not hold all the events after the last one seen, or the turn has ended without a last one.
+        is_trimmed: the server has not all the events after the last one seen, and will not have them.
     """
 
     may_run: bool = False
@@ -76,6 +76,9 @@ class What(Enum):
     LINE_ENDED = "the connection ended"
     SILENT = "no event came in time"
     NO_MORE = "the events ended before the turn did"  # of a turn that was read again: as far as the server has them
+    NOT_READABLE = (
+        "the turn cannot be read again now"  # another process of the server runs it, or nobody kept its events
+    )
     OUT_OF_ORDER = "an event is missing, or is out of order"
     NOT_HELD = "the server does not hold the turn"
     TOO_BIG = "a message was too big"  # close code 1009
@@ -175,7 +178,7 @@ def _line_broke(sent: Sent, seen: Seen, what: What, can: Abilities) -> Action:
             return go_on(sent, seen, can) if can.may_try and can.has_extensions else GiveUp("broken")
         case What.TOO_BIG:
             return FallBack() if can.may_fall_back and not seen.has_begun else GiveUp("too_big")
-        case What.NO_MORE:
+        case What.NO_MORE | What.NOT_READABLE:
             return LookUp() if can.may_try and can.has_extensions else GiveUp("broken")
         case What.NOT_HELD:
             return _not_held(seen, can)

@@ -341,6 +341,8 @@ class Turn:
                     self._sent = self._sent._replace(is_trimmed=False)
             case What.RUNS_ON:
                 self._tries.runs_on()
+            case What.NOT_READABLE if self.reading.end is not None:
+                self._sent = self._sent._replace(is_trimmed=True)  # it has ended, so that will not change
             case What.TOO_BIG if not self.reading.has_begun:
                 self._sent = self._sent._replace(may_run=False)  # it was the create
             case CreateRefused(refusal) if refusal.code == "resume_window_exceeded":
