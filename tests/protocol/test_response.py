@@ -184,7 +184,7 @@ def test_tools_bytes_are_not_encoded_again():
     ("tools", "code", "param"),
     [
         ([{"type": "custom"}, 5], "invalid_type", "tools[1]"),
-        ([{"name": "f"}], "missing_required_parameter", "tools[0]"),
+        ([{"name": "f"}], "missing_required_parameter", "tools[0].type"),
         ([{"type": None}], "invalid_type", "tools[0].type"),
     ],
 )

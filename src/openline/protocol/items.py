@@ -239,12 +239,11 @@ def wrong_type(error: Exception, under: str = "") -> ProtocolError:
     # A key at fault is "`key` in `$.metadata`": the object is what we name.
     field = path.rpartition("$")[2].rstrip("`").replace("[...]", "[*]")
     param = (under + field).lstrip(".") or None
-    where = f"'{param}'" if param else "The request body"
     if missing := _MISSING.search(text):
-        code = "missing_required_parameter"
         param = f"{param}.{missing[1]}" if param else missing[1]
-    else:
-        code = "invalid_type" if ", got `" in text else "invalid_value"
+        return ProtocolError("missing_required_parameter", f"'{param}' is missing.", param=param)
+    where = f"'{param}'" if param else "The request body"
+    code = "invalid_type" if ", got `" in text else "invalid_value"
     # The text may quote what came, which has no bound.
     text = text if len(text) <= _TEXT_CHARACTERS_MAX else f"{text[:_TEXT_CHARACTERS_MAX]}…"
     return ProtocolError(code, f"{where} is not valid: {text[:1].lower()}{text[1:]}.", param=param)
