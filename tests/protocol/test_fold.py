@@ -70,6 +70,9 @@ ILLEGAL = {
     "command text after the command's end": [SHELL, COMMAND, COMMAND_DONE, COMMAND_DELTA],
     "command's end twice": [SHELL, COMMAND, COMMAND_DONE, COMMAND_DONE],
     "command that is none": [SHELL, {**COMMAND, "command": 5}],
+    "lifecycle without a response": [{"type": "response.in_progress"}],
+    "response that is none": [{"type": "response.completed", "response": []}],
+    "part whose type is none": [ADDED, {**PART, "part": {"type": ["output_text"], "text": ""}}],
     "created twice": [{"type": "response.created", "response": {}}],
     "queued too late": [{"type": "response.queued", "response": {}}],
 }

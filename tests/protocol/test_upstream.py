@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openline.protocol.deltas import UpstreamEvent, Usage
-from openline.protocol.states import IllegalTransition
+from openline.protocol.errors import ProtocolError
+from openline.protocol.items import OpenCalls, item_of
+from openline.protocol.states import TERMINAL_EVENTS, IllegalTransition
 from protocol import upstream
 from protocol.pair import Pair, check_sequence, opening
+from protocol.spoiled import CHANGES, changed, every
 
 TURN = upstream.turn()
 
@@ -325,3 +329,38 @@ def test_no_upstream_event_breaks_the_turn(events):
         pair.finish()
     assert [event["sequence_number"] for event in pair.events] == list(range(len(pair.events)))
     assert pair.types[-1] in {"completed", "incomplete", "failed"}
+
+
+def end_after(events: list[Any]) -> None:
+    """Relay them, end the turn as its runner would, and read what came of it."""
+    pair = Pair()
+    try:
+        for event in events:
+            pair.send(UpstreamEvent(event))
+    except IllegalTransition:
+        response = pair.fail()
+    else:
+        response = pair.finish()
+    assert [event["sequence_number"] for event in pair.events] == list(range(len(pair.events)))
+    assert [event["type"] in TERMINAL_EVENTS for event in pair.events[:-1]] == [False] * (len(pair.events) - 1)
+    with suppress(ProtocolError):  # which fails the turn
+        OpenCalls().after([item_of(item) for item in response["output"]])
+
+
+@pytest.mark.parametrize("value", [..., 7, {}, [[]]], ids=repr)
+def test_a_turn_can_be_ended_whatever_a_field_of_an_upstream_is(value):
+    """An event that cannot stand fails the turn, and that works: where it is seen, and where it is not.
+
+    Source: guarantees, "Upstream faults".
+    """
+    for number, event in enumerate(TURN):
+        for spoilt in every(event, value):
+            end_after([*TURN[:number], spoilt])
+
+
+@pytest.mark.long
+@settings(max_examples=20_000)
+@given(changes=CHANGES, count=st.integers(1, len(TURN)))
+def test_a_turn_can_be_ended_whatever_an_upstream_sends(changes, count):
+    """The same with several fields at once, and with events lost, doubled and moved."""
+    end_after(changed(TURN, changes)[:count])

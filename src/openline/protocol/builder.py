@@ -436,7 +436,7 @@ def _checked_item(item: Event) -> Event:
     Raises:
         TypeError: it cannot.
     """
-    if not isinstance(item["type"], str) or not isinstance(item.get("call_id") or "", str):
+    if not isinstance(item["type"], str) or not isinstance(item.get("call_id"), str | None):
         msg = "'type' and 'call_id' of an item are strings"
         raise TypeError(msg)
     return item

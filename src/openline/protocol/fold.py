@@ -7,7 +7,7 @@ has built from here; a JSON answer, a snapshot and a client read the same.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from openline.protocol.states import LIFECYCLE_EVENTS, IllegalTransition, ResponseState, next_response_state
 
@@ -20,6 +20,8 @@ class Part:
     __slots__ = ("_chunks", "_part", "_text_key", "annotations", "closed", "logprobs", "text_done")
 
     def __init__(self, part: Event) -> None:
+        if not isinstance(part["type"], str):
+            raise IllegalTransition("'type' of a part is not a string.")
         self._text_key = "refusal" if part["type"] == "refusal" else "text"
         self._part = part
         self._chunks: list[str] = [_text(part, self._text_key)]
@@ -175,7 +177,7 @@ class Fold:
             msg = f"'{event_type}' has sequence_number {number}: expected {self.sequence_number + 1}."
             raise IllegalTransition(msg)
         if event_type in LIFECYCLE_EVENTS:
-            self._response = event["response"]
+            self._response = _object(event, "response")
         elif event_type in _APPLY:
             _APPLY[event_type](self, event)
         # Only now, so that an event that could not stand here leaves no gap in the numbers.
@@ -284,6 +286,13 @@ class Fold:
     def command_done(self, event: Event) -> None:
         """`response.shell_call_command.done`."""
         self._command(event).close({"type": "command", "text": event.get("command")})
+
+
+def _object(holder: Event, key: str) -> Event:
+    value: Any = holder.get(key)
+    if not isinstance(value, dict):
+        raise IllegalTransition(f"'{key}' of '{holder.get('type')}' is not an object.")
+    return cast("Event", value)
 
 
 def _text(holder: Event, key: str) -> str:
