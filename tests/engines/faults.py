@@ -568,6 +568,10 @@ async def _more_behind_the_end(play: Play) -> None:
     await play.silent()
 
 
+# The same for an upstream that is spoken to over a socket: what it sends, and the code in which its turn ends.
+STREAMS: dict[str, tuple[list[bytes], str | None]] = {}
+
+
 def stream(name: str, kind: str, code: str | None, *events: Any) -> None:
     """A proper stream of these events."""
     encoded = encode(*events)
@@ -578,6 +582,8 @@ def stream(name: str, kind: str, code: str | None, *events: Any) -> None:
         await play.exchange.end()
 
     FAULTS[f"{name}-in-{kind}"] = Fault(script, code, begun=True, kinds=(kind,))
+    if kind == "responses":
+        STREAMS[name] = encoded, code
 
 
 ENDED = (FINISHED, b"[DONE]")

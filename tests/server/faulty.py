@@ -86,7 +86,7 @@ class Scene:
         create = {"model": model, "store": False, "input": text}
         async with asyncio.timeout(TURN_SECONDS_MAX):
             if line is not None:
-                return end_of(await _turn(line, create))
+                return end_of(await next_turn(line, create))
             return await self._post({**create, "stream": transport == "sse"})
 
     async def _post(self, create: dict[str, Any]) -> End:
@@ -160,7 +160,7 @@ async def scene(
         yield Scene(server, scripts, [chat, responses, untrusted])
 
 
-async def _turn(line: Socket, create: dict[str, Any]) -> list[dict[str, Any]]:
+async def next_turn(line: Socket, create: dict[str, Any]) -> list[dict[str, Any]]:
     """As `Socket.turn`, which does not wait for as long as a stall may take."""
     await line.create(**create)
     frames = [json.loads(await line.connection.recv())]

@@ -101,13 +101,13 @@ def test_the_page_about_faults_names_every_code_and_every_bound():
     )
     for code in {"upstream_unreachable", *(fault.code for fault in FAULTS.values() if fault.code)}:
         assert f"`{code}` ({ERRORS[code].status})" in page
-    settings = asdict(UpstreamSettings())
-    bounds = {name: settings[name] for name in settings if name.endswith("_max") and name != "sockets_max"}
+    bounds = {name: value for name, value in asdict(UpstreamSettings()).items() if name.endswith("_max")}
     assert [name for name in bounds if f"`{name}`" not in page] == []
     (shown,) = (
         tomllib.loads(code) for code in re.findall(r"```toml\n(.*?)```", readme, re.DOTALL) if "[limits]" in code
     )
-    assert {name: value for name, value in shown["upstreams"][0].items() if name.endswith("_max")} == bounds
+    named = (setting for upstream in shown["upstreams"] for setting in upstream.items())
+    assert {name: value for name, value in named if name.endswith("_max")} == bounds
 
 
 @pytest.mark.parametrize("transport", TRANSPORTS)

@@ -25,12 +25,15 @@ from openline.engines.engine import EngineRequest, Model
 from openline.engines.responses import ResponsesEngine, passed_on
 from openline.engines.upstream import Upstream
 from openline.engines.upstream_lines import Going, Lines, SaidProjection
+from openline.engines.upstream_stream import Allowance
 from openline.protocol.deltas import Delta, UpstreamEvent
 from openline.protocol.errors import ProtocolError
 from openline.protocol.states import TERMINAL_EVENTS
 
 # How long a turn's line may be gone before the turn counts as failed: its client waits, and has a patience of its own.
 _RECOVERY_SECONDS_MAX: Final = 30.0
+_NO_SECONDS: Final = 0.001
+_encoder: Final = msgspec.json.Encoder()
 _FAILURES: Final = frozenset({"error", "response.failed"})
 
 
@@ -53,6 +56,9 @@ class ResponsesSocketEngine:
             connect_seconds_max=settings.connect_seconds_max,
             idle_seconds_max=max(settings.first_event_seconds_max, settings.idle_seconds_max),
             recovery_seconds_max=_RECOVERY_SECONDS_MAX,
+            # As over HTTP, but for that a session has no way to ask never again.
+            refused_tries_max=max(settings.retries_max, 1),
+            retry_after_seconds_max=settings.retry_after_seconds_max or _NO_SECONDS,
             ca_file=settings.ca_file,
         )
         self._lines = Lines(
@@ -64,7 +70,7 @@ class ResponsesSocketEngine:
 
     def prepare(self, request: EngineRequest) -> SocketGeneration:
         """The request; which part of its context is new to the upstream is seen when it is sent."""
-        return SocketGeneration(request, self._http.upstream, self._lines)
+        return SocketGeneration(request, self._http.upstream, self._lines, self._settings)
 
     async def count_tokens(self, request: EngineRequest) -> int:
         """What the upstream counts.
@@ -98,10 +104,11 @@ class SocketGeneration:
     dropped_tools: Sequence[str] = ()
     prefills = False  # as over HTTP: nothing says that it has a cache to fill
 
-    def __init__(self, request: EngineRequest, upstream: Upstream, lines: Lines) -> None:
+    def __init__(self, request: EngineRequest, upstream: Upstream, lines: Lines, settings: UpstreamSettings) -> None:
         self._request = request
         self._upstream = upstream
         self._lines = lines
+        self._settings = settings
 
     async def stream(self) -> AsyncGenerator[Sequence[Delta], None]:
         """Its events, until the terminal one.
@@ -112,7 +119,7 @@ class SocketGeneration:
         request = self._request
         said = request.context.project(SaidProjection())
         line, going = self._lines.take(request.owner, said)
-        kept = False
+        kept, allowance = False, Allowance(self._settings)
         try:
             turn = line.session.create(
                 input=[msgspec.Raw(going.new)] if going.new else [],
@@ -128,13 +135,15 @@ class SocketGeneration:
                 if event["type"] in TERMINAL_EVENTS:
                     self._lines.put_back(line, request.owner, said, event["response"])
                     kept = True
+                elif (excess := allowance.take(len(_encoder.encode(event)))) is not None:
+                    raise excess
         except Refused as refused:
             raise self._refusal(refused, going) from None
         except ConnectionLost as lost:
             code = "upstream_error" if lost.may_have_run else "upstream_unreachable"
-            raise ProtocolError(code, f"Upstream '{self._upstream.label}' was lost: {lost.why}") from None
+            raise self._upstream.loss(code, lost.why, request=going.new) from None
         except OpenlineError as error:
-            raise ProtocolError("upstream_error", f"Upstream '{self._upstream.label}': {error}") from None
+            raise self._upstream.loss("upstream_error", str(error), request=going.new) from None
         finally:
             if not kept:
                 self._lines.drop(line)  # which stops what runs there; nobody has to wait for that

@@ -22,7 +22,7 @@ import msgspec
 from openline.client.network import proxy_of, read_trust
 from openline.config import UpstreamSettings
 from openline.engines.progress import Progress
-from openline.engines.upstream_errors import read_answer, refusal, without_echo
+from openline.engines.upstream_errors import read_answer, refusal, without_echo, without_secrets
 from openline.engines.upstream_faults import (
     FAULTS,
     Attempt,
@@ -239,6 +239,19 @@ class Upstream:
             request: the body that it answers.
         """
         return self.refusal(0, error if isinstance(error, bytes) else msgspec.json.encode(error), {}, request=request)
+
+    def loss(self, code: str, why: str, *, request: bytes) -> ProtocolError:
+        """Our error for a turn that was lost with its connection; why may hold the upstream's words, and is logged.
+
+        Args:
+            code: a key of `ERRORS`.
+            why: for people.
+            request: what was sent.
+        """
+        words = without_secrets(why, self._settings.api_key)
+        logger.warning("upstream %s was lost: %s", self.label, without_echo(words, request))
+        told = words if self._show_detail else "why is in the server's log."
+        return ProtocolError(code, f"Upstream '{self.label}' was lost: {told}")
 
     # One request, up to its headers.
 

@@ -181,10 +181,10 @@ class Lines:
         """A turn on this line has ended well: it waits for its conversation to go on."""
         self._busy -= 1
         digest = said.digest(len(said)) if len(said) else b""
-        output: list[dict[str, Any]] = response.get("output") or []
-        for item in output:
-            if item.get("type") != "reasoning":
-                digest = digest_behind(digest, item)
+        output: Any = response.get("output")
+        for item in cast("list[Any]", output) if isinstance(output, list) else ():
+            if isinstance(item, dict) and cast("dict[str, Any]", item).get("type") != "reasoning":
+                digest = digest_behind(digest, cast("dict[str, Any]", item))
         line.response_id = response.get("id")
         key = owner, digest
         if key in self._waiting:  # the same was said twice, on two lines

@@ -19,6 +19,28 @@ logger = logging.getLogger("openline.upstream")
 _TIMER_SECONDS_MIN: Final = 0.001  # zero would be no timer
 
 
+class Allowance:
+    """How much is taken of one answer: bytes, and seconds from now on."""
+
+    def __init__(self, settings: UpstreamSettings) -> None:
+        self._settings = settings
+        self._loop = asyncio.get_running_loop()
+        self._ends_at = self._loop.time() + settings.answer_seconds_max
+        self.bytes = 0
+
+    def take(self, count: int) -> ProtocolError | None:
+        """So many bytes more have come; the error if that is too many, or too late."""
+        self.bytes += count
+        settings = self._settings
+        if self.bytes > settings.answer_bytes_max:
+            message = f"sent more than {settings.answer_bytes_max} bytes (`answer_bytes_max`) in one answer."
+            return ProtocolError("upstream_error", f"Upstream '{settings.label}' {message}")
+        if self._loop.time() > self._ends_at:
+            message = f"did not finish its answer in {settings.answer_seconds_max:g} seconds (`answer_seconds_max`)."
+            return ProtocolError("upstream_timeout", f"Upstream '{settings.label}' {message}")
+        return None
+
+
 class EventReader:
     """Reads a response's events; it must be closed.
 
@@ -33,8 +55,7 @@ class EventReader:
         self._settings = settings
         self._decoder = sse.Decoder(settings.event_bytes_max)
         self._loop = asyncio.get_running_loop()
-        self._ends_at = self._loop.time() + settings.answer_seconds_max
-        self._bytes = 0
+        self._allowance = Allowance(settings)
         self._tail_ends_at: float | None = None
         self._ended = False
         self._fault: ProtocolError | None = None
@@ -42,7 +63,7 @@ class EventReader:
         self._connection_lost = self._watch()
 
     def __repr__(self) -> str:
-        return f"<EventReader {self._settings.label} bytes={self._bytes}>"
+        return f"<EventReader {self._settings.label} bytes={self._allowance.bytes}>"
 
     def close(self) -> None:
         """Nothing more is read."""
@@ -74,9 +95,9 @@ class EventReader:
 
     async def _read(self) -> list[bytes]:
         chunk = await self._read_chunk()
-        if not self._bytes:
+        if not self._allowance.bytes:
             self._set_timer(self._settings.idle_seconds_max)
-        self._bytes += len(chunk)
+        excess = self._allowance.take(len(chunk))
         try:
             if not chunk:
                 self._ended = True
@@ -84,7 +105,7 @@ class EventReader:
             events = self._decoder.feed(chunk)
         except sse.TooLong:
             raise too_long(self._settings.label, self._settings.event_bytes_max) from None
-        self._fault = self._fault or self._excess()
+        self._fault = self._fault or excess
         return events
 
     async def _read_chunk(self) -> bytes:
@@ -100,17 +121,6 @@ class EventReader:
         if not unread:
             raise self._fault
         return unread
-
-    def _excess(self) -> ProtocolError | None:
-        """The error for more than we take of one answer, or for longer than we listen to it."""
-        settings = self._settings
-        if self._bytes > settings.answer_bytes_max:
-            message = f"sent more than {settings.answer_bytes_max} bytes (`answer_bytes_max`) in one answer."
-            return ProtocolError("upstream_error", f"Upstream '{settings.label}' {message}")
-        if self._loop.time() > self._ends_at:
-            message = f"did not finish its answer in {settings.answer_seconds_max:g} seconds (`answer_seconds_max`)."
-            return ProtocolError("upstream_timeout", f"Upstream '{settings.label}' {message}")
-        return None
 
     def _set_timer(self, seconds: float) -> None:
         """How long the next bytes may take: by the timer that aiohttp restarts with each read, which costs least."""
@@ -143,7 +153,7 @@ class EventReader:
             content.set_exception(aiohttp.ClientPayloadError("The connection was closed."))
 
     def _waited(self) -> str:
-        if self._bytes:
+        if self._allowance.bytes:
             return f"{self._settings.idle_seconds_max:g} seconds (`idle_seconds_max`)"
         return f"{self._settings.first_event_seconds_max:g} seconds (`first_event_seconds_max`)"
 
