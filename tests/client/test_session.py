@@ -498,20 +498,22 @@ async def test_the_first_try_after_a_cut_comes_at_once():
 # Bounds.
 
 
+@pytest.mark.parametrize("transport", ["websocket", "http"])
 @in_virtual_time
-async def test_a_create_larger_than_a_message_is_not_sent():
+async def test_a_create_larger_than_a_message_is_not_sent(transport):
     """At `message_bytes_max` it goes out; a byte more, and the app is told what to do."""
-    plain = World(transport="http")
+    plain = World(transport=transport)
     async with plain.session:
-        await plain.turn()
-    size = len(msgspec.json.encode(plain.posts[0]))
-    exact = World(transport="http", settings={"message_bytes_max": size})
-    short = World(transport="http", settings={"message_bytes_max": size - 1})
+        await plain.turn("ä")
+    size = len(msgspec.json.encode((plain.frames or plain.posts)[0]))
+    exact = World(transport=transport, settings={"message_bytes_max": size})
+    short = World(transport=transport, settings={"message_bytes_max": size - 1})
     async with exact.session, short.session:
-        await exact.turn()
+        await exact.turn("ä")
         with pytest.raises(OpenlineError, match=f"has {size} bytes, more than message_bytes_max = {size - 1}"):
-            await short.turn()
+            await short.turn("ä")
     assert not short.posts
+    assert not short.frames
 
 
 @in_virtual_time
@@ -929,6 +931,24 @@ async def test_a_turn_that_was_found_and_died_unseen_is_run_again():
         "GET /responses?idempotency_key=" + next(iter(world.server.keys)),
         "GET /responses/resp_0?stream=true",
     ]
+    assert len(world.server.generations) == 2
+
+
+@in_virtual_time
+async def test_what_nobody_has_read_of_a_turn_that_died_is_void():
+    """Some of it had come: the app sees the other generation, from its first event on."""
+    world = World(transport="websocket", words=8)
+    async with world.session as session:
+        stream = session.create(input="Hello.", store=False)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.0005):
+                await anext(stream)
+        await asyncio.sleep(0.05)
+        assert len(world.server.generations[0].events) > 5
+        world.server.crash()
+        await asyncio.sleep(10)
+        events = [event async for event in stream]
+    assert events == world.server.generations[1].events
     assert len(world.server.generations) == 2
 
 

@@ -7,7 +7,6 @@ import inspect
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 
@@ -107,11 +106,12 @@ INTERRUPTED = """
 import os, signal, sys, threading
 sys.path.insert(0, {tests!r})
 from client.fake_network import FakeDial, FakeServer
-from openline import connect_sync
+from openline import ClientSettings, connect_sync
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell in the background has taken away
 server = FakeServer(knows_keys=True, words=100_000)
-session = connect_sync("http://fake/v1", dial=FakeDial(server), transport="websocket")
+settings = ClientSettings(cancel_seconds_max=1000)  # which is not waited for
+session = connect_sync("http://fake/v1", dial=FakeDial(server), transport="websocket", settings=settings)
 try:
     with session:
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
@@ -126,13 +126,11 @@ except KeyboardInterrupt:
 def test_an_interrupt_ends_the_turn_and_the_program():
     """Ctrl-C while it waits: the turn is cancelled on the server, and nothing keeps the process."""
     tests = str(__import__("pathlib").Path(__file__).parent.parent)
-    began = time.monotonic()
     ran = subprocess.run(
         [sys.executable, "-c", INTERRUPTED.format(tests=tests)], capture_output=True, text=True, timeout=30, check=False
     )
     assert ran.stdout == "interrupted True response.incomplete 1\n", ran.stderr
     assert ran.returncode == 0
-    assert time.monotonic() - began < 5, "it waited for nothing"
 
 
 def test_the_client_is_not_loaded_before_it_is_used():

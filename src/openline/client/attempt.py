@@ -82,7 +82,7 @@ class Attempts:
         holds = socket.holds = None
         self.line = socket
         try:
-            async with aclosing(socket.exchange(frame)) as events:
+            async with aclosing(socket.exchange(frame.decode())) as events:
                 async for event in events:
                     if event["type"] in _CONTINUABLE_ENDS:
                         holds = response_id_of(event)

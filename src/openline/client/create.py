@@ -31,7 +31,7 @@ class Body(msgspec.Struct, frozen=True):
     fields: dict[str, Any]
     is_whole: bool
 
-    def frame(self, key: str | None, after: int | None = None) -> str:
+    def frame(self, key: str | None, after: int | None = None) -> bytes:
         """As a `response.create`.
 
         Args:
@@ -43,7 +43,7 @@ class Body(msgspec.Struct, frozen=True):
             travel["idempotency_key"] = key
         if after is not None:
             travel["starting_after"] = after
-        return encode(travel | self.fields).decode()
+        return encode(travel | self.fields)
 
     def post(self) -> bytes:
         """As the body of a `POST`."""

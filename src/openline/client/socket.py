@@ -185,7 +185,7 @@ class Socket:
                 text = await self._line.receive()
                 event = _decoder.decode(text)
                 if self._inbox is not None and isinstance(event.get("type"), str):
-                    self._inbox.put(event, len(text))
+                    self._inbox.put(event, len(text) if text.isascii() else len(text.encode()))
                 elif _is_last_word(event):
                     raise LineClosed(None, "the server ends the connection")
         except LineClosed as closed:
