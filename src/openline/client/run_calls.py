@@ -46,7 +46,7 @@ class Caller:
         self._on_tool_error: OnToolError = on_tool_error
 
     async def run(self, step: Step, move: Run) -> Step:
-        """Run what is ready, and what becomes ready once it is known about.
+        """Run what is ready, and what the app wants to run again.
 
         Returns:
             The step with the outputs in it.
@@ -54,24 +54,25 @@ class Caller:
         Raises:
             ToolOutcomeUnknown: nobody knows of one of the calls; then none was run.
         """
+        chosen = {call.call_id for call in move.ready}
         for call in move.unknown:
-            step = await self._ask(step, call)
-        to_run = [call for call in step.calls if call.output is None]
-        for call in await self._run_all(step, to_run):
+            if (output := await self._ask(step, call)) is None:
+                chosen.add(call.call_id)
+            else:
+                step = step.with_call(await self._finish(step, call, output, seconds=None))
+        for call in await self._run_all(step, [call for call in step.calls if call.call_id in chosen]):
             step = step.with_call(call)
         return step
 
-    async def _ask(self, step: Step, call: Call) -> Step:
-        """What the app knows of a call that has started: with its output, or as one that has not started."""
-        asked = tool_call(self._session_id, step, call)
-        answer = STOP if self._on_unknown is None else self._on_unknown(asked)
+    async def _ask(self, step: Step, call: Call) -> ToolOutput | None:
+        """The output of a call that has started, if the app knows it; None if it is to run again."""
+        answer = STOP if self._on_unknown is None else self._on_unknown(tool_call(self._session_id, step, call))
         if inspect.isawaitable(answer):
             answer = await answer
         if isinstance(answer, Output):
-            output = output_of(answer.value, self._bounds.output_bytes_max)
-            return step.with_call(await self._finish(step, call, output, seconds=None))
+            return output_of(answer.value, self._bounds.output_bytes_max)
         if answer is RUN:
-            return step.with_call(msgspec.structs.replace(call, has_started=False))
+            return None
         if answer is STOP:
             raise ToolOutcomeUnknown(call.item)
         raise OpenlineError(f"on_unknown answered {answer!r}: expected Output(value), RUN or STOP.")
