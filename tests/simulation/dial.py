@@ -27,7 +27,6 @@ class SimulatedDial:
 
     async def open_socket(self, headers: Mapping[str, str]) -> SimulatedLine:
         connection = await self._connect("websocket", "GET", "/responses", headers, {"extensions": _EXTENSIONS})
-        connection.send({"type": "websocket.connect"})
         try:
             start = await connection.to_client.get()
             match start["type"] if isinstance(start, dict) else "lost":

@@ -83,6 +83,8 @@ class Connection:
         self._to_server: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         kind: str = scope["type"]
         self._gone = {"type": f"{kind}.disconnect", "code": 1006}
+        if kind == "websocket":  # it has arrived whole, or there would be no connection
+            self._to_server.put_nowait({"type": "websocket.connect"})
         self._up = Pipe(network.delay, self._to_server.put_nowait)
         self._down = Pipe(network.delay, self.to_client.put_nowait)
         self._serving = network.world.serve(scope, self._to_server.get, self._send)
