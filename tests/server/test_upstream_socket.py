@@ -14,7 +14,9 @@ import pytest
 
 from openline.config import UpstreamSettings
 from openline.engines.opening import open_engine
+from openline.engines.upstream_lines import SaidProjection
 from openline.protocol.deltas import CallDelta, CallStarted, TextDelta
+from openline.protocol.events import user_message
 from server.hand import Hand
 from server.running import Running, running, until
 from state.proxy import Proxy
@@ -220,6 +222,14 @@ async def test_a_client_s_unknown_fields_travel_and_steer_nothing(tmp_path):
         turn.answer("1")
         assert (await posting).status == 200
         assert {name: seen.get(name) for name in fields} == fields
+
+
+def test_what_was_said_goes_with_its_conversation():
+    """Conversations begin in buffers of their own: one that grew in a common one would stay in memory for ever."""
+    said = SaidProjection()
+    said.extend(said.start(), [user_message("Something private.")])
+    begun = said.start()
+    assert {repr(each) for each in (begun.encoded, begun.digests, begun.ends)} == {"<SharedBytes 0 of 0 bytes>"}
 
 
 async def test_the_line_that_waited_longest_makes_room(tmp_path):

@@ -39,9 +39,9 @@ class Said(msgspec.Struct, frozen=True):
         ends: one for each of these: where it ends in `encoded`.
     """
 
-    encoded: SharedBytes = SharedBytes()
-    digests: SharedBytes = SharedBytes()
-    ends: SharedBytes = SharedBytes()
+    encoded: SharedBytes
+    digests: SharedBytes
+    ends: SharedBytes
 
     def __len__(self) -> int:
         return len(self.digests) // _DIGEST_BYTES
@@ -68,8 +68,8 @@ class SaidProjection:
     key = "responses+ws"
 
     def start(self) -> Said:
-        """Nothing yet."""
-        return Said()
+        """Nothing yet, in buffers of its own: they grow in place, and go with their conversation."""
+        return Said(SharedBytes(), SharedBytes(), SharedBytes())
 
     def extend(self, state: Said, items: Sequence[Item]) -> Said:
         """The items behind. Reasoning is sent, but tells no conversation from another: clients may leave it out."""
