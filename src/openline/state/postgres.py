@@ -539,12 +539,12 @@ async def _nothing(connection: Any) -> None:
 
 
 async def _put(connection: Any, owner: str, turn: StoredTurn) -> None:
-    if _count(await connection.execute(_PUT, *_row(owner, turn))) == 0:
+    if _count(await connection.execute(_PUT, *turn.row(owner))) == 0:
         raise AlreadyKept("it holds a turn with this id already")
 
 
 async def _replace(connection: Any, owner: str, turn: StoredTurn) -> None:
-    if _count(await connection.execute(_REPLACE, *_row(owner, turn))) == 0:
+    if _count(await connection.execute(_REPLACE, *turn.row(owner))) == 0:
         raise NotUnfinished("it holds no unfinished turn with this id")
 
 
@@ -571,21 +571,6 @@ def _count(said: str) -> int:
 
 def _may_be_known(parameters: tuple[Any, ...]) -> bool:
     return can_be_id(*(each for each in parameters if isinstance(each, str)))
-
-
-def _row(owner: str, turn: StoredTurn) -> tuple[Any, ...]:
-    return (
-        owner,
-        turn.response_id,
-        turn.parent_id,
-        turn.created_at,
-        turn.status,
-        turn.chainable,
-        turn.input,
-        turn.response,
-        turn.lease_until,
-        turn.last_used_at,
-    )
 
 
 def _turn(row: Any) -> StoredTurn:

@@ -270,7 +270,7 @@ class SqliteStore:
     ) -> None:
         """Keep a turn, and all that comes with it. See `Store.put`."""
         kept = (_REPLACE, _NOT_UNFINISHED) if replaces else (_PUT, _TURN_KEPT_ALREADY)
-        statements = [Statement(kept[0], _row(owner, turn), kept[1])]
+        statements = [Statement(kept[0], turn.row(owner), kept[1])]
         if key is not None:
             statements.append(Statement(_PUT_KEY, (owner, key.key, turn.response_id, key.body_hash), _KEY_TAKEN))
         if events is not None:
@@ -318,7 +318,7 @@ class SqliteStore:
         which = (owner, response_id)
         if not can_be_id(*which):
             return False
-        ending = Statement(_DELETE, which) if ended is None else Statement(_REPLACE, _row(owner, ended))
+        ending = Statement(_DELETE, which) if ended is None else Statement(_REPLACE, ended.row(owner))
         try:
             await self._file.write(
                 Statement(_REQUIRE_LOST, (*which, before), _NOT_UNFINISHED), Statement(_FREE_KEY, which), ending
@@ -459,21 +459,6 @@ class SqliteStore:
         if not can_be_id(*(each for each in parameters if isinstance(each, str))):
             return False
         return await self._file.write(Statement(sql, parameters)) > 0
-
-
-def _row(owner: str, turn: StoredTurn) -> tuple[Any, ...]:
-    return (
-        owner,
-        turn.response_id,
-        turn.parent_id,
-        turn.created_at,
-        turn.status,
-        turn.chainable,
-        turn.input,
-        turn.response,
-        turn.lease_until,
-        turn.last_used_at,
-    )
 
 
 def _turn(row: Any) -> StoredTurn:

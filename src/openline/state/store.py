@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Sequence
-from typing import Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 
@@ -103,6 +103,10 @@ class StoredTurn(msgspec.Struct, frozen=True):
     response: bytes
     lease_until: int | None = None
     last_used_at: int | None = None
+
+    def row(self, owner: str) -> tuple[Any, ...]:
+        """Its columns as every store writes them: the owner, then these fields in their order."""
+        return (owner, *msgspec.structs.astuple(self))
 
 
 class Key(msgspec.Struct, frozen=True):
